@@ -1,0 +1,5 @@
+"""``python -m reducible``."""
+
+from reducible.cli import app
+
+app()

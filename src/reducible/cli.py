@@ -1,0 +1,206 @@
+"""The command line. Imports stand inside functions, so that help is quick."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="reducible",
+    help="Online batch selection for PyTorch: train on the points that matter.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+OutOption = Annotated[Path, typer.Option("--out", help="New or empty folder for the results.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+StepsOption = Annotated[
+    int | None, typer.Option("--max-steps", min=1, help="Stop after so many updates.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Errors that a user can mend are one message and exit status 2, without a traceback."""
+    from reducible.types import ReducibleError
+
+    try:
+        yield
+    except (ReducibleError, FileNotFoundError) as error:
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        raise typer.Exit(2) from error
+
+
+def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
+    """A table on a terminal, tab-separated lines in a pipe (nothing cut off), or JSON."""
+    import sys
+
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    cells = [
+        {k: ", ".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in row.items()}
+        for row in rows
+    ]
+    if not sys.stdout.isatty():
+        typer.echo("\t".join(rows[0]))
+        for row in cells:
+            typer.echo("\t".join(row.values()))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*rows[0], show_edge=False)
+    table.columns[0].no_wrap = True
+    for row in cells:
+        table.add_row(*row.values())
+    Console().print(table)
+
+
+@app.command()
+def demo(
+    out: OutOption = Path("runs/demo"), seed: SeedOption = 0, max_steps: StepsOption = None
+) -> None:
+    """Uniform selection beside RHO-LOSS on real images with wrong labels among them."""
+    from rich.console import Console
+
+    from reducible.demo import run_demo
+    from reducible.report.tables import summary_table
+
+    with _plain_errors():
+        summary = run_demo(out, seed=seed, max_steps=max_steps)
+        Console().print(summary_table(summary))
+        typer.echo(f"written: {out / 'summary.json'}, {out / 'curves.png'}")
+
+
+@app.command()
+def run(
+    name: Annotated[str, typer.Argument(metavar="RECIPE", help="A name that `recipes` lists.")],
+    out: OutOption,
+    seed: SeedOption = 0,
+    max_steps: StepsOption = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")
+    ] = None,
+) -> None:
+    """Run a recipe into a folder."""
+    from reducible.recipes import recipe
+    from reducible.run import Run
+    from reducible.types import ConfigurationError
+
+    with _plain_errors():
+        pairs = [text.partition("=") for text in settings or []]
+        wrong = [key for key, equals, _ in pairs if not equals]
+        if wrong:
+            raise ConfigurationError(f"--set takes KEY=VALUE, got {wrong[0]!r}.")
+        chosen = recipe(name).with_settings({key: value for key, _, value in pairs})
+        summary = Run(chosen, out, seed=seed, max_steps=max_steps).start()
+        typer.echo(f"final accuracy {summary['final_accuracy']:.4f}; written: {out}")
+
+
+@app.command()
+def resume(out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")]) -> None:
+    """Go on exactly where a run stopped."""
+    from reducible.recipes import Recipe
+    from reducible.records import read_json
+    from reducible.run import Run
+
+    with _plain_errors():
+        if (out / "summary.json").exists():
+            typer.echo(f"{out} is complete; nothing to do.")
+            return
+        config = read_json(out / "config.json")
+        again = Run(
+            Recipe(**config["settings"]),
+            out,
+            seed=config["seed"],
+            max_steps=config["steps"],
+            checkpoint_every=config["checkpoint_every"],
+        )
+        summary = again.resume()
+        typer.echo(f"final accuracy {summary['final_accuracy']:.4f}; written: {out}")
+
+
+@app.command()
+def selectors(as_json: JsonOption = False) -> None:
+    """The selection rules: name, evidence needed, rule, source."""
+    from reducible.selectors import SELECTORS
+
+    rows = [
+        {
+            "name": row.name,
+            "rule": row.equation,
+            "needs": sorted(row.needs),
+            "hyperparameters": [f"{k}={v!r}" for k, v in row.hyperparameters.items()],
+            "source": row.paper,
+            "summary": row.summary,
+        }
+        for row in SELECTORS.values()
+    ]
+    _print_rows(rows, as_json)
+
+
+@app.command()
+def recipes(as_json: JsonOption = False) -> None:
+    """The named runs."""
+    from dataclasses import asdict
+
+    from reducible.recipes import RECIPES
+
+    if as_json:
+        typer.echo(json.dumps([asdict(r) for r in RECIPES.values()], indent=2))
+        return
+    rows = [
+        {
+            "name": r.name,
+            "selector": r.selector,
+            "model": r.model,
+            "n_b/n_B": f"{r.n_b}/{r.n_candidates}",
+            "steps": r.steps,
+            "label noise": r.label_noise,
+            "holdout noise": r.holdout_noise,
+        }
+        for r in RECIPES.values()
+    ]
+    _print_rows(rows, as_json)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR…", help="Run or demo folders.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the figure; the first DIR by default.")
+    ] = None,
+) -> None:
+    """Table and figure from the records of runs."""
+    from rich.console import Console
+
+    from reducible.report.folders import report as make_report
+
+    with _plain_errors():
+        Console().print(make_report(folders, out or folders[0]))
+        typer.echo(f"written: {(out or folders[0]) / 'curves.png'}")
+
+
+@app.command()
+def bench(
+    as_json: JsonOption = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions.")] = False,
+) -> None:
+    """What selection costs on this machine, beside its floor."""
+    from reducible.bench import run_bench
+
+    with _plain_errors():
+        rows = run_bench(quick=quick)
+        _print_rows(rows, as_json)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,49 @@
+"""Data: sets in memory with stable ids, embedded and official files, noise, relevance.
+
+Sets: ``TensorSet``, ``fashion_mnist``, ``sentences``; files: ``read_idx``, ``EMBEDDED``.
+Corruptions: ``flip_labels``, ``confuse_labels``, ``confusable_pairs``, ``ambiguous_mix``,
+``imbalance``, ``relevance_split``, ``web_like``. Augmentation: ``random_crop_flip``.
+"""
+
+from reducible.data._files import EMBEDDED
+from reducible.data.augment import random_crop_flip
+from reducible.data.fashion_mnist import fashion_mnist
+from reducible.data.idx import read_idx
+from reducible.data.noise import (
+    AmbiguousMix,
+    NoisyLabels,
+    ambiguous_mix,
+    confusable_pairs,
+    confuse_labels,
+    flip_labels,
+)
+from reducible.data.relevance import (
+    RelevanceSplit,
+    WebLike,
+    imbalance,
+    relevance_split,
+    web_like,
+)
+from reducible.data.sentences import Sentences, sentences
+from reducible.data.tensors import TensorSet
+
+__all__ = [
+    "EMBEDDED",
+    "AmbiguousMix",
+    "NoisyLabels",
+    "RelevanceSplit",
+    "Sentences",
+    "TensorSet",
+    "WebLike",
+    "ambiguous_mix",
+    "confusable_pairs",
+    "confuse_labels",
+    "fashion_mnist",
+    "flip_labels",
+    "imbalance",
+    "random_crop_flip",
+    "read_idx",
+    "relevance_split",
+    "sentences",
+    "web_like",
+]

@@ -1,0 +1,108 @@
+"""The ledger: what a run cost. Seconds by phase, examples, forwards, FLOPs, peak memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, final
+
+PHASES = ("irreducible_loss", "load", "score", "pick", "train", "evaluate")
+Phase = Literal["irreducible_loss", "load", "score", "pick", "train", "evaluate"]
+
+
+@dataclass(slots=True)
+class Counts:
+    """What was done, apart from how long it took."""
+
+    examples_scored: int = 0
+    examples_trained: int = 0
+    forwards_scored: int = 0
+    updates: int = 0
+    flops_irreducible_loss: int = 0
+    flops_score: int = 0
+    flops_train: int = 0
+
+
+@final
+class Ledger:
+    """Charges every second to exactly one phase; a phase inside another suspends the outer one.
+
+    Args:
+        clock: seconds, monotonic. On an accelerator the host's clock charges the waiting to the
+            phase that waits; totals are right wherever a run ends with a synchronisation.
+
+    >>> ticks = iter([0.0, 1.0, 4.0, 9.0])
+    >>> ledger = Ledger(clock=lambda: next(ticks))
+    >>> with ledger.phase("train"):
+    ...     with ledger.phase("evaluate"):
+    ...         pass
+    >>> ledger.seconds["train"], ledger.seconds["evaluate"]
+    (6.0, 3.0)
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._stack: list[Phase] = []
+        self._mark = 0.0
+        self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+        self.counts = Counts()
+
+    @contextmanager
+    def phase(self, name: Phase) -> Iterator[None]:
+        """Charge the time of the body to ``name``."""
+        self.enter(name)
+        try:
+            yield
+        finally:
+            self.leave()
+
+    def enter(self, name: Phase) -> None:
+        """Begin a phase; suspends the one that runs."""
+        now = self._clock()
+        if self._stack:
+            self.seconds[self._stack[-1]] += now - self._mark
+        self._stack.append(name)
+        self._mark = now
+
+    def leave(self) -> None:
+        """End the phase begun last."""
+        now = self._clock()
+        self.seconds[self._stack.pop()] += now - self._mark
+        self._mark = now
+
+    @property
+    def total(self) -> float:
+        """Seconds of all phases, evaluation included."""
+        return sum(self.seconds.values())
+
+    @property
+    def charged(self) -> float:
+        """Seconds of all phases but evaluation: what reaching a target costs."""
+        return self.total - self.seconds["evaluate"]
+
+    def summary(self) -> dict[str, Any]:
+        """Seconds by phase with their total, counts, and the process's peak memory in bytes."""
+        return {
+            "seconds": {**self.seconds, "total": self.total},
+            **asdict(self.counts),
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seconds and counts so far."""
+        return {"seconds": dict(self.seconds), "counts": asdict(self.counts)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved ledger."""
+        self.seconds = dict(state["seconds"])
+        self.counts = Counts(**state["counts"])
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident size of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,114 @@
+"""Orders of a DataLoader: read ahead of loading, remembered, begun again where they began."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+
+Indices = list[int]
+
+
+def index_batches(loader: Any) -> Iterable[Indices] | None:
+    """What yields the index lists of ``loader``'s batches; None where it has no such thing.
+
+    That is a plain DataLoader over a map-style data set which batches by index. A subclass may
+    add behaviour of its own, so it is left alone.
+    """
+    if type(loader) is not DataLoader or isinstance(loader.dataset, IterableDataset):
+        return None
+    if loader.batch_sampler is not None:
+        return loader.batch_sampler
+    return loader.sampler if isinstance(loader.sampler, BatchSampler) else None
+
+
+class Reordered:
+    """Index lists of a source from the ``skip``-th on, each passed through ``draw``.
+
+    Lazy, as samplers are: a DataLoader draws its own seed before the sampler draws the order.
+    """
+
+    def __init__(
+        self, source: Iterable[Indices], skip: int, draw: Callable[[int, Indices], Indices | None]
+    ) -> None:
+        self._source = source
+        self._skip = skip
+        self._draw = draw
+        self._live: Iterator[Indices] | None = None
+        self._first: list[Indices] = []
+
+    def __iter__(self) -> Iterator[Indices]:
+        self._first = []
+        self._live = self._walk()
+        return self
+
+    def __next__(self) -> Indices:
+        if self._first:
+            return self._first.pop()
+        assert self._live is not None
+        return next(self._live)
+
+    def prime(self) -> None:
+        """Draw the first index list now, so that the order comes from the streams as they are."""
+        if self._live is not None and not self._first:
+            self._first = [i for i in [next(self._live, None)] if i is not None]
+
+    def _walk(self) -> Iterator[Indices]:
+        for position, indices in enumerate(self._source):
+            if position < self._skip:
+                continue
+            drawn = self._draw(position, list(indices))
+            if drawn is not None:
+                yield drawn
+
+
+def rebuilt(loader: DataLoader[Any], order: Reordered) -> DataLoader[Any]:
+    """The same loader over another order of index lists."""
+    batching: dict[str, Any] = (
+        {"batch_sampler": order}
+        if loader.batch_sampler is not None
+        else {"batch_size": None, "sampler": order}
+    )
+    return DataLoader(
+        loader.dataset,
+        **batching,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=loader.generator,
+        prefetch_factor=loader.prefetch_factor,
+    )
+
+
+def generators(loader: Any) -> list[torch.Generator]:
+    """The generators that a loader and its samplers own, in a fixed order."""
+    found: list[torch.Generator] = []
+    for path in ("", "sampler", "batch_sampler", "batch_sampler.sampler", "sampler.sampler"):
+        owner: Any = loader
+        for name in filter(None, path.split(".")):
+            owner = getattr(owner, name, None)
+        generator = getattr(owner, "generator", None)
+        if isinstance(generator, torch.Generator) and all(generator is not g for g in found):
+            found.append(generator)
+    return found
+
+
+def order_state(loader: Any) -> dict[str, Any]:
+    """All that the order of the loader's next epoch depends on."""
+    return {
+        "own": [g.get_state() for g in generators(loader)],
+        "global": torch.get_rng_state(),
+    }
+
+
+def set_order_state(loader: Any, state: dict[str, Any]) -> None:
+    """Set the loader's own generators; leaves the global stream alone."""
+    saved: list[Tensor] = state["own"]
+    for generator, own in zip(generators(loader), saved, strict=True):
+        generator.set_state(own)

@@ -1,0 +1,224 @@
+"""Measuring: (model, candidates, needs, scoring) → evidence. Nothing else runs a model to score."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, final
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from reducible.stores import IrreducibleLossStore
+from reducible.structure import gather
+from reducible.tasks import Classification, Task, per_example
+from reducible.types import Candidates, Evidence, require_one_of
+
+_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_ROWS_PER_PASS = 4096  # of repeated candidates in one batched pass with dropout on
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scoring:
+    """How candidates are scored; part of every run's record.
+
+    Attributes:
+        batchnorm: ``"candidates"``: statistics of the candidate batch, running statistics
+            untouched, dropout off (RHO-LOSS, App. B). ``"running"``: eval mode. ``"reference"``:
+            train mode with running statistics and dropout moving, as the authors' code does.
+            A BatchNorm layer kept in eval mode inside a model in train mode is frozen on
+            purpose, and stays so.
+        precision: of the forward pass, by autocast; losses are computed in float32.
+    """
+
+    batchnorm: Literal["candidates", "running", "reference"] = "candidates"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    def __post_init__(self) -> None:
+        require_one_of("batchnorm", self.batchnorm, ("candidates", "running", "reference"))
+        require_one_of("precision", self.precision, tuple(_DTYPES))
+
+
+def measure(
+    model: nn.Module,
+    candidates: Candidates,
+    needs: frozenset[str],
+    scoring: Scoring | None = None,
+    *,
+    task: Task | None = None,
+    store: IrreducibleLossStore | None = None,
+    groups: Tensor | None = None,
+    context: Mapping[str, Tensor] | None = None,
+    samples: int = 0,
+    seed: int = 0,
+) -> Evidence:
+    """Measure what ``needs`` names of ``candidates``, and nothing else.
+
+    Leaves every parameter, buffer (but in ``"reference"``), module mode and global random stream
+    as it found them; runs under inference mode and moves nothing off the device.
+
+    Args:
+        model: on the device of the batch.
+        candidates: ids [B] int64, on the CPU where a store is looked up; the batch anywhere.
+        needs: names of Evidence fields and context keys.
+        scoring: how; the default is the paper's.
+        task: what the batch means; ``Classification()`` by default.
+        store: of irreducible losses, one column for ``irreducible_loss``, G for groups.
+        groups: [B] int64; the targets where None.
+        context: what is known of the run (step, epoch, …).
+        samples: dropout passes for ``mc_logits``.
+        seed: of the dropout passes.
+
+    Raises:
+        StoreError: an id without irreducible loss.
+        DataError: a batch that the task cannot read, or a loss that is already reduced.
+    """
+    scoring = scoring or Scoring()
+    task = task or Classification()
+    ids, batch = candidates
+    found: dict[str, Any] = {"context": context or {}}
+    device = ids.device
+
+    with torch.inference_mode():
+        if needs & _LABELLED:
+            targets = task.targets(batch)
+            found["targets"] = targets
+            if groups is None:
+                groups = targets
+        if "groups" in needs and groups is not None:
+            found["groups"] = groups
+        if needs & _ONE_PASS:
+            wants_features = "features" in needs
+            with _passes(model, scoring, seed=seed):
+                logits, features = task.forward(model, batch, features=wants_features)
+            logits = logits.float()  # [B, C]
+            device = logits.device
+            if "logits" in needs:
+                found["logits"] = logits
+            if wants_features and features is not None:
+                found["features"] = features.float()  # [B, D]
+            if "loss" in needs and found["targets"] is not None:
+                loss = task.loss(logits, found["targets"])
+                found["loss"] = per_example(loss, ids.numel())  # [B]
+        if "mc_logits" in needs and samples > 0:
+            found["mc_logits"] = _dropout_passes(model, candidates, scoring, task, samples, seed)
+            device = found["mc_logits"].device
+        if store is not None:
+            for name in needs & _STORED:
+                if (name == "group_irreducible_loss") == (store.groups > 0):
+                    found[name] = store.lookup(ids).to(device, non_blocking=True)
+    return Evidence(ids=ids.to(device, non_blocking=True), **found)
+
+
+_LABELLED = frozenset({"targets", "loss", "groups"})
+_ONE_PASS = frozenset({"loss", "logits", "features"})
+_STORED = frozenset({"irreducible_loss", "group_irreducible_loss"})
+RUNS_THE_MODEL = _ONE_PASS | {"mc_logits"}
+
+
+def _dropout_passes(
+    model: nn.Module,
+    candidates: Candidates,
+    scoring: Scoring,
+    task: Task,
+    samples: int,
+    seed: int,
+) -> Tensor:
+    """[S, B, C] logits of S passes with dropout on, several passes batched into one."""
+    ids, batch = candidates
+    size = ids.numel()
+    at_once = min(samples, max(1, _ROWS_PER_PASS // size))
+    parts: list[Tensor] = []
+    with _passes(model, scoring, dropout=True, seed=seed):
+        for first in range(0, samples, at_once):
+            repeats = min(at_once, samples - first)
+            repeated = gather(batch, torch.arange(size).repeat(repeats), size)
+            logits = task.forward(model, repeated).logits.float()  # [s·B, C]
+            parts.append(logits.view(repeats, size, -1))
+    return torch.cat(parts)
+
+
+@contextmanager
+def _passes(
+    model: nn.Module, scoring: Scoring, *, dropout: bool = False, seed: int = 0
+) -> Iterator[None]:
+    """Forward passes of ``model`` in its scoring mode that leave no trace."""
+    dtype = _DTYPES[scoring.precision]
+    device = next(model.parameters(), torch.empty(0)).device
+    cast = nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+    chance = dropout or scoring.batchnorm == "reference"
+    with _mode(model, scoring.batchnorm, chance), _streams(model, device, chance), cast:
+        if dropout:
+            torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _mode(model: nn.Module, batchnorm: str, chance: bool) -> Iterator[None]:
+    """Put every module into its scoring mode, and back."""
+    modules = list(model.modules())
+    was_training = [m.training for m in modules]
+    # Inside a model in train mode, what is in eval mode was frozen on purpose and stays so.
+    frozen = [model.training and not m.training for m in modules]
+    norms = [
+        module
+        for module, is_frozen in zip(modules, frozen, strict=True)
+        if isinstance(module, _BatchNorm) and batchnorm == "candidates" and not is_frozen
+    ]
+    was_tracking = [norm.track_running_stats for norm in norms]
+    try:
+        for module, is_frozen in zip(modules, frozen, strict=True):
+            moves = batchnorm == "reference" or not isinstance(module, _NormBase)
+            module.training = chance and moves and not is_frozen
+        for norm in norms:
+            # Train mode without tracking: statistics of the batch, running ones out of reach.
+            norm.training, norm.track_running_stats = True, False
+        yield
+    finally:
+        for norm, tracking in zip(norms, was_tracking, strict=True):
+            norm.track_running_stats = tracking
+        for module, training in zip(modules, was_training, strict=True):
+            module.training = training
+
+
+_draws_from_python: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+@contextmanager
+def _streams(model: nn.Module, device: torch.device, chance: bool) -> Iterator[None]:
+    """Give the global random streams back as they were found.
+
+    Torch's costs a microsecond and is kept always. NumPy's and Python's cost fifty times that, so
+    they are kept where chance is on, or where the model was seen to draw from them in its first
+    pass.
+    """
+    keep_all = chance or _draws_from_python.get(model, True)
+    devices = [] if device.type == "cpu" else [device]
+    others = (np.random.get_state(), random.getstate()) if keep_all else None  # noqa: NPY002
+    accelerator = [torch.get_device_module(d).get_rng_state(d) for d in devices]
+    state = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+        for d, s in zip(devices, accelerator, strict=True):
+            torch.get_device_module(d).set_rng_state(s, d)
+        if others is not None:
+            _draws_from_python[model] = _restore(*others)
+
+
+def _restore(numpy_state: Any, python_state: tuple[Any, ...]) -> bool:
+    """Restore NumPy's and Python's streams; True where either had moved."""
+    here: Any = np.random.get_state()  # noqa: NPY002
+    numpy_moved = here[2:] != numpy_state[2:] or not np.array_equal(here[1], numpy_state[1])
+    moved = numpy_moved or random.getstate() != python_state
+    if moved:
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(python_state)
+    return moved

@@ -1,0 +1,8 @@
+"""Selectors: the protocol, rules with memory or coupling, and the table of all rules."""
+
+from reducible.selectors.base import Choice, Look, Selector
+from reducible.selectors.scored import Scored
+from reducible.selectors.table import SELECTORS, Row, selector
+from reducible.selectors.uniform import Uniform
+
+__all__ = ["SELECTORS", "Choice", "Look", "Row", "Scored", "Selector", "Uniform", "selector"]

@@ -1,0 +1,87 @@
+"""The selector protocol: what it needs, what it selects, what it remembers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from reducible.types import ConfigurationError, Evidence, Selection
+
+
+class Look(Protocol):
+    """Measures the candidates, or the ``rows`` ([M] int64) of them; what the loop hands over."""
+
+    def __call__(
+        self, needs: frozenset[str], rows: Tensor | None = None, *, samples: int = 0
+    ) -> Evidence:
+        """Evidence of the candidates at ``rows``, all of them where None."""
+        ...
+
+
+class Choice(NamedTuple):
+    """A selection with the evidence it was made from."""
+
+    evidence: Evidence
+    selection: Selection
+    rows: Tensor | None = None
+    """[M] int64: the evidence's positions in the candidate batch; None where it has all."""
+
+    @property
+    def positions(self) -> Tensor:
+        """[K] int64: the chosen positions in the candidate batch."""
+        index = self.selection.index
+        return index if self.rows is None else self.rows[index]
+
+
+class Selector(ABC):
+    """Chooses k of B candidates from evidence. Abstract or final: to vary a rule, wrap it."""
+
+    needs: frozenset[str] = frozenset()
+    """Evidence fields and context keys that ``select`` and ``observe`` read."""
+
+    samples: int = 0
+    """Dropout passes asked of ``measure``; ``select`` takes any number of them."""
+
+    horizon: Literal["batch", "epoch", "run"] = "batch"
+    """How often the rule decides: every candidate batch, once an epoch, or once a run."""
+
+    @abstractmethod
+    def select(self, evidence: Evidence, k: int, *, generator: torch.Generator) -> Selection:
+        """Choose at most k of the candidates; changes nothing but the generator.
+
+        Raises:
+            SelectionError: a score is not finite, or k is not in 1 … B.
+            MissingEvidence: something in ``needs`` was not measured.
+        """
+
+    def observe(self, evidence: Evidence, selection: Selection) -> None:
+        """Learn from a selection that is about to be trained on; the only mutation.
+
+        Gets the evidence and the selection of one ``select``.
+        """
+
+    def choose(self, look: Look, k: int, *, generator: torch.Generator) -> Choice:
+        """Measure what is needed, then select. A rule of several stages looks several times."""
+        evidence = look(self.needs, samples=self.samples)
+        return Choice(evidence, self.select(evidence, k, generator=generator))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that ``observe`` has changed; always complete."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state made by ``state_dict`` of the same rule."""
+        check_state_keys(self, state, set())
+
+
+def check_state_keys(selector: object, state: Mapping[str, Any], expected: set[str]) -> None:
+    """Raise ConfigurationError unless ``state`` has exactly the ``expected`` keys."""
+    if set(state) != expected:
+        raise ConfigurationError(
+            f"state with keys {sorted(state)} given to {type(selector).__name__}, which saves "
+            f"{sorted(expected)}: it was saved by another selector."
+        )

@@ -1,0 +1,23 @@
+"""Uniform selection: k candidates at random, without a forward pass."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+
+from reducible.picks._checks import check_k
+from reducible.selectors.base import Selector
+from reducible.types import Evidence, Selection
+
+
+@final
+class Uniform(Selector):
+    """k of B at random, without replacement. Needs nothing, so it costs nothing."""
+
+    def select(self, evidence: Evidence, k: int, *, generator: torch.Generator) -> Selection:
+        """A random k-subset of the candidates."""
+        ids = evidence.ids
+        check_k(k, ids.numel())
+        order = torch.randperm(ids.numel(), generator=generator, device=ids.device)
+        return Selection(index=order[:k], weight=torch.ones(k, device=ids.device))

@@ -1,0 +1,212 @@
+"""The store of irreducible losses: computed once, looked up by id, shared by many runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from reducible.files import replacing
+from reducible.stores.identity import fingerprint as make_fingerprint
+from reducible.stores.identity import require_ids
+from reducible.types import StoreError, name_ids
+
+_FORMAT = "reducible.irreducible_loss.1"
+_CHUNK = 1 << 24  # elements checked or hashed at a time
+
+
+@final
+class IrreducibleLossStore:
+    """Irreducible losses of one data set, by id. Make it with ``from_tensor`` or ``load``.
+
+    A NaN marks an id that was never scored; looking it up raises. Dense ids (0 … N−1) cost no
+    index. A loaded store is memory-mapped, so its size is bounded by the disk, not by memory.
+
+    Attributes:
+        fingerprint: which data set, split and labelling it is of; empty: unchecked.
+        header: what fitting recorded (model, checkpoint rule, cost, …); JSON types only.
+    """
+
+    def __init__(
+        self, values: Tensor, ids: Tensor | None, fingerprint: str, header: Mapping[str, Any]
+    ) -> None:
+        self._values = values  # [N] or [N, G] float32 on the CPU
+        self._ids = ids  # [N] int64 ascending, or None where ids are 0 … N−1
+        self.fingerprint = fingerprint
+        self.header = dict(header)
+
+    @classmethod
+    def from_tensor(
+        cls,
+        values: Tensor,
+        *,
+        ids: Tensor | None = None,
+        fingerprint: str = "",
+        header: Mapping[str, Any] | None = None,
+    ) -> IrreducibleLossStore:
+        """A store of ``values`` ([N] or [N, G] floating, NaN: never scored) by ``ids``.
+
+        Args:
+            values: kept as float32 on the CPU.
+            ids: [N] int64, any order; None: 0 … N−1.
+            fingerprint: from ``reducible.stores.fingerprint``; empty: unchecked.
+            header: anything JSON takes.
+
+        Raises:
+            StoreError: shapes do not fit, no rows, an infinite value.
+            DataError: ids that are not int64, negative, or twice.
+        """
+        if values.dim() not in (1, 2) or values.shape[0] == 0 or not values.is_floating_point():
+            raise StoreError(
+                f"irreducible losses must be floating, [N] or [N, G] with N ≥ 1; got "
+                f"{values.dtype} of shape {tuple(values.shape)}."
+            )
+        values = values.detach().to("cpu", torch.float32).contiguous()
+        if bool(torch.isinf(values).any()):
+            raise StoreError(
+                "irreducible losses hold infinite values: the irreducible-loss model diverged. "
+                "Fit it with a lower learning rate. (NaN marks an example never scored.)"
+            )
+        if ids is not None:
+            ids = ids.detach().cpu()
+            if ids.shape != values.shape[:1]:
+                raise StoreError(f"{values.shape[0]} rows of values but ids of {tuple(ids.shape)}.")
+            require_ids(ids)
+            if bool((ids == torch.arange(ids.numel())).all()):
+                ids = None
+            else:
+                ids, order = ids.sort()
+                values = values[order]
+        return cls(values, ids, fingerprint, header or {})
+
+    def __len__(self) -> int:
+        return self._values.shape[0]
+
+    @property
+    def groups(self) -> int:
+        """Number of columns G; 0 where the store has one loss per example."""
+        return self._values.shape[1] if self._values.dim() == 2 else 0
+
+    @property
+    def ids(self) -> Tensor:
+        """[N] int64, ascending."""
+        return torch.arange(len(self)) if self._ids is None else self._ids
+
+    @property
+    def values(self) -> Tensor:
+        """[N] or [N, G] float32, in the order of ``ids``; not a copy."""
+        return self._values
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Irreducible losses of ``ids`` ([B] int64): [B], or [B, G]; float32 on the ids' device.
+
+        Raises:
+            StoreError: an id that the store does not hold, or that was never scored.
+        """
+        where = ids.cpu()
+        if self._ids is None:
+            known = (where >= 0) & (where < len(self))
+            rows = where
+        else:
+            rows = torch.searchsorted(self._ids, where).clamp_(max=len(self) - 1)
+            known = self._ids[rows] == where
+        if not bool(known.all()):
+            raise StoreError(
+                f"{int((~known).sum())} ids without irreducible loss: {name_ids(where[~known])}. "
+                f"The store holds {len(self)} ids: it is of another data set or split."
+            )
+        found = self._values.index_select(0, rows)  # [B] or [B, G]
+        if bool(found.isnan().any()):
+            bad = found.isnan() if found.dim() == 1 else found.isnan().any(1)
+            raise StoreError(
+                f"{int(bad.sum())} ids were never scored: {name_ids(where[bad])}. "
+                "Fit irreducible losses on all of the train set."
+            )
+        return found.to(ids.device)
+
+    def check(self, fingerprint: str) -> None:
+        """Raise StoreError unless this store is of the data with ``fingerprint``.
+
+        An empty fingerprint on either side is unchecked; where one side has no labels, the ids
+        alone are compared.
+        """
+        if not self.fingerprint or not fingerprint or self.fingerprint == fingerprint:
+            return
+        mine = dict(part.split("=", 1) for part in self.fingerprint.split(";") if "=" in part)
+        theirs = dict(part.split("=", 1) for part in fingerprint.split(";") if "=" in part)
+        same_ids = bool(mine) and all(mine.get(k) == theirs.get(k) for k in ("n", "ids"))
+        if same_ids and "none" in (mine.get("labels"), theirs.get("labels")):
+            return
+        cause = (
+            "the same ids with other labels: relabelled, other noise, or the rows permuted"
+            if same_ids
+            else f"other examples ({mine.get('n', '?')} in the store, {theirs.get('n', '?')} here)"
+        )
+        raise StoreError(
+            f"this store of irreducible losses is of {cause}. Store: {self.fingerprint!r}, data: "
+            f"{fingerprint!r}. Load the store that was fitted for this data, or fit it again."
+        )
+
+    def check_data(self, ids: Tensor, labels: Tensor | None = None) -> None:
+        """``check`` against the fingerprint of ``ids`` ([N]) and ``labels`` ([N])."""
+        if self.fingerprint:
+            self.check(make_fingerprint(ids, labels))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the store as one safetensors file; whole or not at all.
+
+        Written to a temporary file beside it, flushed to disk, then renamed. Where that fails
+        (a full disk), the temporary file is removed and a previous store stays.
+        """
+        tensors = {"values": self._values} | ({} if self._ids is None else {"ids": self._ids})
+        metadata = {
+            "format": _FORMAT,
+            "fingerprint": self.fingerprint,
+            "header": json.dumps(self.header),
+        }
+        metadata["checksum"] = _checksum(tensors, metadata)
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> IrreducibleLossStore:
+        """Open a saved store, memory-mapped, after verifying its checksum.
+
+        Raises:
+            StoreError: the file is truncated, damaged, or not such a store.
+        """
+        damaged = f"{path} is not a readable store of irreducible losses"
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise StoreError(f"{damaged} ({error}): truncated or damaged. Fit it again.") from error
+        if metadata.get("format") != _FORMAT or "values" not in tensors:
+            raise StoreError(f"{damaged}: its format is {metadata.get('format')!r}.")
+        if _checksum(tensors, metadata) != metadata.get("checksum"):
+            raise StoreError(f"{damaged}: its checksum does not match. Fit it again.")
+        header = json.loads(metadata["header"])
+        return cls(tensors["values"], tensors.get("ids"), metadata["fingerprint"], header)
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Digest of the metadata and of names, shapes and bytes of the tensors, read in pieces."""
+    digest = hashlib.blake2b(digest_size=16)
+    for key in ("format", "fingerprint", "header"):
+        digest.update(f"{key}={metadata.get(key)};".encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        for piece in tensor.reshape(-1).split(_CHUNK):
+            digest.update(piece.numpy().data)
+    return digest.hexdigest()

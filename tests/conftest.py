@@ -1,0 +1,30 @@
+"""Fixtures of the whole suite: one thread, so that floats come out the same everywhere."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def global_streams() -> Callable[[], Any]:
+    """A function that says where torch's, NumPy's and Python's global random streams stand."""
+
+    def where() -> Any:
+        name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
+        numpy_state = (name, np.asarray(keys).tolist(), rest)
+        return torch.get_rng_state().tolist(), numpy_state, random.getstate()
+
+    return where

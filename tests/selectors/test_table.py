@@ -1,0 +1,92 @@
+"""Building a rule by name."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+
+import reducible as rd
+from reducible.selectors import Scored, table
+from reducible.types import ConfigurationError
+
+
+def test_rows_of_the_papers_are_there() -> None:
+    needs = {name: set(row.needs) for name, row in rd.SELECTORS.items()}
+    assert needs["uniform"] == set()
+    assert needs["train_loss"] == {"loss"}
+    assert needs["grad_norm"] == {"logits", "targets"}
+    assert needs["irreducible_loss"] == {"irreducible_loss"}
+    assert needs["rho"] == {"loss", "irreducible_loss"}
+
+
+def test_a_hyperparameter_changes_what_is_needed() -> None:
+    assert rd.selector("grad_norm", bound="last_layer").needs == {"logits", "targets", "features"}
+
+
+def test_grad_norm_uses_the_bound_asked_for() -> None:
+    evidence = rd.Evidence(
+        ids=torch.arange(2),
+        targets=torch.tensor([0, 0]),
+        logits=torch.tensor([[0.0, 1.0], [0.0, 0.9]]),  # the first is a little worse …
+        features=torch.tensor([[0.0], [5.0]]),  # … the second has far larger inputs
+    )
+    chosen = {
+        bound: rd.selector("grad_norm", bound=bound)
+        .select(evidence, 1, generator=torch.Generator())
+        .index.item()
+        for bound in ("logits", "last_layer")
+    }
+    assert chosen == {"logits": 0, "last_layer": 1}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"), [("rhoo", "rho"), ("trainloss", "train_loss"), ("unifrom", "uniform")]
+)
+def test_did_you_mean_a_name(wrong: str, meant: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"no selector '{wrong}'\. Did you mean '{meant}"):
+        rd.selector(wrong)
+
+
+def test_a_far_name_lists_what_there_is() -> None:
+    with pytest.raises(ConfigurationError, match="There are: uniform, train_loss"):
+        rd.selector("xyz")
+
+
+def test_did_you_mean_a_hyperparameter() -> None:
+    with pytest.raises(ConfigurationError, match="no hyperparameter 'boundd'. Did you mean 'bound"):
+        rd.selector("grad_norm", boundd="logits")
+    with pytest.raises(ConfigurationError, match="'rho' has no hyperparameter 'beta'. It has none"):
+        rd.selector("rho", beta=1)
+
+
+def test_a_value_that_cannot_work() -> None:
+    with pytest.raises(ConfigurationError, match="bound must be one of 'logits', 'last_layer'"):
+        rd.selector("grad_norm", bound="exact")
+
+
+def test_the_table_cannot_be_changed() -> None:
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        cast(dict[str, Any], rd.SELECTORS)["mine"] = None
+
+
+@pytest.mark.parametrize("name", rd.SELECTORS)
+def test_every_build_is_a_new_selector(name: str) -> None:
+    assert isinstance(rd.selector(name), rd.Selector)
+    assert rd.selector(name) is not rd.selector(name)
+    assert rd.selector(name, **rd.SELECTORS[name].hyperparameters).needs == rd.selector(name).needs
+
+
+def test_defaults_of_a_score_become_hyperparameters() -> None:
+    def score(*, loss: Tensor, power: float = 2.0) -> Tensor:
+        return loss**power
+
+    row = table.Row("mine", table.scored(score), "L^p", "nobody", "a row made here")
+    assert row.hyperparameters == {"power": 2.0}
+    assert row.needs == {"loss"}
+    built = row.build(power=3.0)
+    assert isinstance(built, Scored)
+    evidence = rd.Evidence(ids=torch.arange(2), loss=torch.tensor([2.0, 3.0]))
+    assert built.score(evidence).tolist() == [8.0, 27.0]
