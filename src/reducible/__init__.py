@@ -6,11 +6,16 @@ not yet learnt. ``SelectingLoader`` wraps a loader; ``selector(name)`` gives a r
 """
 
 from reducible import scores
-from reducible.irreducible import cross_fit_irreducible_loss, fit_irreducible_loss
+from reducible.irreducible import (
+    cross_fit_irreducible_loss,
+    fit_group_irreducible_loss,
+    fit_irreducible_loss,
+    fit_proxy,
+)
 from reducible.ledger import Ledger
 from reducible.loop import Chosen, SelectingLoader, weighted_mean
 from reducible.measure import Scoring, measure
-from reducible.selectors import SELECTORS, Selector, selector
+from reducible.selectors import SELECTORS, Chain, Scheduled, Scored, Selector, selector
 from reducible.stores import IrreducibleLossStore, WithIds
 from reducible.tasks import Classification, Task
 from reducible.types import (
@@ -30,6 +35,7 @@ __version__ = "0.1.0"
 __all__ = [
     "SELECTORS",
     "Candidates",
+    "Chain",
     "Chosen",
     "Classification",
     "ConfigurationError",
@@ -39,6 +45,8 @@ __all__ = [
     "Ledger",
     "MissingEvidence",
     "ReducibleError",
+    "Scheduled",
+    "Scored",
     "Scoring",
     "SelectingLoader",
     "Selection",
@@ -48,7 +56,9 @@ __all__ = [
     "Task",
     "WithIds",
     "cross_fit_irreducible_loss",
+    "fit_group_irreducible_loss",
     "fit_irreducible_loss",
+    "fit_proxy",
     "measure",
     "scores",
     "selector",

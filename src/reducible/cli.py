@@ -106,6 +106,28 @@ def run(
 
 
 @app.command()
+def sweep(
+    names: Annotated[list[str], typer.Argument(metavar="RECIPE…", help="Names of recipes.")],
+    seeds: Annotated[str, typer.Option("--seeds", help="Like 0-9 or 0-4,7.")] = "0-4",
+    work: Annotated[Path, typer.Option("--work", help="Folder of the runs.")] = Path("runs/sweep"),
+    results: Annotated[Path, typer.Option("--results", help="Folder of the results files.")] = Path(
+        "results"
+    ),
+    processes: Annotated[int, typer.Option("--processes", min=1, help="Runs at a time.")] = 2,
+) -> None:
+    """Run recipes with many seeds; finished runs are skipped, stopped ones go on."""
+    from reducible.recipes import recipe
+    from reducible.sweep import parse_seeds, run_sweep
+
+    with _plain_errors():
+        chosen = [recipe(name) for name in names]
+        paths = run_sweep(
+            chosen, parse_seeds(seeds), work=work, results=results, processes=processes
+        )
+        typer.echo(f"written: {', '.join(map(str, paths))}")
+
+
+@app.command()
 def resume(out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")]) -> None:
     """Go on exactly where a run stopped."""
     from reducible.recipes import Recipe

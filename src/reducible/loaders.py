@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,10 +27,21 @@ def index_batches(loader: Any) -> Iterable[Indices] | None:
     return loader.sampler if isinstance(loader.sampler, BatchSampler) else None
 
 
+def batch_size_of(loader: Any) -> int | None:
+    """Rows per batch of a loader, where it says so."""
+    for owner in (loader, getattr(loader, "batch_sampler", None), getattr(loader, "sampler", None)):
+        size = getattr(owner, "batch_size", None)
+        if isinstance(size, int):
+            return size
+    return None
+
+
 class Reordered:
     """Index lists of a source from the ``skip``-th on, each passed through ``draw``.
 
     Lazy, as samplers are: a DataLoader draws its own seed before the sampler draws the order.
+    ``draw`` gets the number of lists it has given before, and the list; None drops the list.
+    ``ends`` holds, for every list given and not yet taken off it, how far the source had been read.
     """
 
     def __init__(
@@ -39,6 +52,7 @@ class Reordered:
         self._draw = draw
         self._live: Iterator[Indices] | None = None
         self._first: list[Indices] = []
+        self.ends: deque[int] = deque()
 
     def __iter__(self) -> Iterator[Indices]:
         self._first = []
@@ -57,11 +71,14 @@ class Reordered:
             self._first = [i for i in [next(self._live, None)] if i is not None]
 
     def _walk(self) -> Iterator[Indices]:
+        given = 0
         for position, indices in enumerate(self._source):
             if position < self._skip:
                 continue
-            drawn = self._draw(position, list(indices))
+            drawn = self._draw(given, list(indices))
             if drawn is not None:
+                given += 1
+                self.ends.append(position + 1)
                 yield drawn
 
 
@@ -105,6 +122,18 @@ def order_state(loader: Any) -> dict[str, Any]:
         "own": [g.get_state() for g in generators(loader)],
         "global": torch.get_rng_state(),
     }
+
+
+@contextmanager
+def replayed(loader: Any, state: dict[str, Any]) -> Iterator[None]:
+    """Draw the order in the body as it was drawn from ``state``; the global stream is put back."""
+    mine = torch.get_rng_state()
+    set_order_state(loader, state)
+    torch.set_rng_state(state["global"])
+    try:
+        yield
+    finally:
+        torch.set_rng_state(mine)
 
 
 def set_order_state(loader: Any, state: dict[str, Any]) -> None:

@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Any, Protocol, final
+from typing import Any, Literal, Protocol, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from reducible.epochs import EpochPlanner
+from reducible.group_holdout import GroupHoldoutLoss
 from reducible.ledger import Ledger
 from reducible.loaders import (
     Indices,
     Reordered,
+    batch_size_of,
     index_batches,
     order_state,
     rebuilt,
+    replayed,
     set_order_state,
 )
-from reducible.measure import RUNS_THE_MODEL, Scoring, measure
-from reducible.selectors import Choice, Look, Selector
+from reducible.measure import Scoring
+from reducible.measuring import Measuring
+from reducible.scorers import CoTrained
+from reducible.selectors import Selector
 from reducible.stores import IrreducibleLossStore, ids_of, labels_of, require_ids
 from reducible.structure import gather, to_device
 from reducible.tasks import Classification, Task, per_example
-from reducible.types import (
-    CONTEXT_KEYS,
-    EVIDENCE_FIELDS,
-    Candidates,
-    ConfigurationError,
-    DataError,
-    Evidence,
-)
+from reducible.types import Candidates, ConfigurationError, DataError, Evidence
 
 
 @final
@@ -45,6 +43,8 @@ class Chosen:
     ids: Tensor  # [K] int64
     weights: Tensor  # [K] for weighted_mean
     info: Mapping[str, Tensor]  # what the rule says of its choice, for the log
+    shadows: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """Ids that each shadow selector would have chosen, [K'] int64."""
 
 
 class PickLog(Protocol):
@@ -97,6 +97,13 @@ class SelectingLoader:
         task: what batches mean; ``Classification()`` by default.
         ids: key of the ids, where batches are mappings.
         scoring: how candidates are scored; the paper's way by default.
+        groups: [max id + 1] int64, the group of each id; the class is the group where None.
+        group_holdout: loader of holdout examples, for rules that read the group holdout loss.
+        refresh: of the group holdout loss: ``"epoch"``, or every so many steps by one batch.
+        irreducible_model: for ``rho_updating``: fitted on the holdout, on the model's device.
+        optimizer: the model's, whose class and rate the irreducible-loss model's follows.
+        proxy: for ``svp``: a model fitted on the train set.
+        shadows: selectors that see the same candidates and whose choices are recorded only.
         seed: of every choice; the same seed gives the same choices.
         ledger: charged for loading, scoring, picking and training (the time between handing out
             a batch and being asked for the next); one of its own by default.
@@ -119,6 +126,13 @@ class SelectingLoader:
         task: Task | None = None,
         ids: str | None = None,
         scoring: Scoring | None = None,
+        groups: Tensor | None = None,
+        group_holdout: Any = None,
+        refresh: Literal["epoch"] | int = "epoch",
+        irreducible_model: nn.Module | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        proxy: nn.Module | None = None,
+        shadows: Mapping[str, Selector] | None = None,
         seed: int = 0,
         ledger: Ledger | None = None,
         record: PickLog | None = None,
@@ -128,15 +142,30 @@ class SelectingLoader:
         self._model = model
         self._selector = selector
         self._keep = keep
-        self._store = store
         self._task = task or Classification()
         self._ids_key = ids
-        self._scoring = scoring or Scoring()
+        self._shadows = dict(shadows or {})
         self._seed = seed
         self._record = record
         self._total_steps = total_steps
         self.ledger = ledger or Ledger()
         self._check_settings()
+        self._check_data(store)
+        self._measuring = Measuring(
+            model,
+            self._task,
+            scoring or Scoring(),
+            self.ledger,
+            store=store,
+            irreducible=_live(selector, irreducible_model, optimizer),
+            holdout=_holdout(group_holdout, store, groups, refresh),
+            groups=groups,
+            total_steps=total_steps,
+        )
+        self._planner = self._make_planner(proxy)
+        if self._planner is None:
+            for rule in (selector, *self._shadows.values()):
+                self._measuring.check(rule)
 
         self._n_candidates: int | None = None  # n_B: the first batch's size
         self._epoch = -1  # passes begun, from 0
@@ -144,51 +173,62 @@ class SelectingLoader:
         self._step = 0  # batches handed out, over all passes
         self._order: dict[str, Any] | None = None  # where this pass's order began
         self._resuming = False
-        self._forward_flops: dict[tuple[frozenset[str], int], float] = {}  # per candidate
         self.train_flops_per_example: float | None = None
         """Set it where measured; otherwise three times the scoring forward is counted."""
 
     # -- settings ------------------------------------------------------------------------------
 
     def _check_settings(self) -> None:
-        if not isinstance(self._selector, Selector):
-            raise ConfigurationError(
-                f"selector is a {type(self._selector).__name__}; pass reducible.selector('rho')."
-            )
+        for rule in (self._selector, *self._shadows.values()):
+            if not isinstance(rule, Selector):
+                raise ConfigurationError(
+                    f"selector is a {type(rule).__name__}; pass reducible.selector('rho')."
+                )
+        if any(rule.horizon != "batch" for rule in self._shadows.values()):
+            raise ConfigurationError("a shadow selector must decide by candidate batch.")
         if not isinstance(self._model, nn.Module):
             raise ConfigurationError(f"model is a {type(self._model).__name__}, not a Module.")
         if not hasattr(self._loader, "__iter__"):
             raise ConfigurationError(f"loader is a {type(self._loader).__name__}, not iterable.")
         _check_keep(self._keep)
-        size = getattr(self._loader, "batch_size", None)
-        if isinstance(size, int):
+        size = batch_size_of(self._loader)
+        if size is not None:
             rows_to_keep(self._keep, size)
+
+    def _check_data(self, store: IrreducibleLossStore | None) -> None:
         dataset = getattr(self._loader, "dataset", None)
-        if dataset is not None and hasattr(dataset, "__len__") and len(dataset) == 0:
+        if dataset is None or not hasattr(dataset, "__len__"):
+            return
+        if len(dataset) == 0:
             raise DataError("the loader's data set is empty.")
-        self._check_needs()
-        if self._store is not None and self._store.fingerprint and hasattr(dataset, "__len__"):
+        if store is not None and store.fingerprint:
             try:
                 here = ids_of(dataset)
             except DataError:
                 return  # ids come from inside the batches: known only as they are loaded
-            self._store.check_data(here, labels_of(dataset))
+            store.check_data(here, labels_of(dataset))
 
-    def _check_needs(self) -> None:
-        needs, store = self._selector.needs, self._store
-        unknown = needs - set(EVIDENCE_FIELDS) - set(CONTEXT_KEYS)
-        if unknown:
-            raise ConfigurationError(f"the selector needs {sorted(unknown)}, which is no evidence.")
-        for name, groups in (("irreducible_loss", False), ("group_irreducible_loss", True)):
-            if name in needs and (store is None or (store.groups > 0) != groups):
-                got = "no store" if store is None else f"a store with {store.groups} groups"
-                fit = "fit_group_irreducible_loss" if groups else "fit_irreducible_loss"
-                raise ConfigurationError(
-                    f"the selector needs {name!r}, got {got}. Fit one with reducible.{fit}(…), or "
-                    "load it, and pass store=…."
-                )
-        if "total_steps" in needs and self._total_steps is None:
+    def _make_planner(self, proxy: nn.Module | None) -> EpochPlanner | None:
+        """For rules that decide by epoch; None for the others."""
+        if self._selector.horizon == "batch":
+            return None
+        size = batch_size_of(self._loader)
+        if index_batches(self._loader) is None or size is None:
+            raise ConfigurationError(
+                "the selector decides by epoch, so it re-plans the order of a plain DataLoader "
+                f"over a map-style data set; got {type(self._loader).__name__}."
+            )
+        if "total_steps" in self._selector.needs and self._total_steps is None:
             raise ConfigurationError("the selector needs total_steps=<planned updates>.")
+        n_b = rows_to_keep(self._keep, size)
+        return EpochPlanner(
+            self._selector,
+            self._loader.dataset,
+            n_b=n_b,
+            share=n_b / size,
+            proxy=proxy,
+            task=self._task,
+        )
 
     # -- iteration -----------------------------------------------------------------------------
 
@@ -208,16 +248,15 @@ class SelectingLoader:
     def __iter__(self) -> Iterator[Chosen]:
         device = next(self._model.parameters(), torch.empty(0)).device
         generator = torch.Generator(device=device)
-        for candidates, drawn in self._candidate_batches():
+        for candidates, weights in self._candidate_batches():
             with self.ledger.phase("load"):
                 require_ids(candidates.ids)
                 here = Candidates(candidates.ids, to_device(candidates.batch, device))
             with self.ledger.phase("pick"):
-                chosen = (
-                    Chosen(here.batch, here.ids.to(device), _ones(here.ids, device), {})
-                    if drawn
-                    else self._choose(here, generator)
-                )
+                if weights is None:
+                    chosen = self._choose(here, generator)
+                else:
+                    chosen = Chosen(here.batch, here.ids.to(device), weights.to(device), {})
                 self._hand_out(chosen)
             self.ledger.enter("train")
             try:
@@ -227,16 +266,28 @@ class SelectingLoader:
 
     def _choose(self, candidates: Candidates, generator: torch.Generator) -> Chosen:
         size = candidates.ids.numel()
-        k = rows_to_keep(self._keep, size)
-        generator.manual_seed(stream_seed(self._seed, self._step))
-        choice: Choice = self._selector.choose(self._look(candidates), k, generator=generator)
+        k = rows_to_keep(self._keep, self._n_candidates or size)
+        seed = stream_seed(self._seed, self._step)
+        generator.manual_seed(seed)
+        now = {"epoch": self._epoch, "step": self._step, "seed": seed}
+        choice = self._selector.choose(
+            self._measuring.look(candidates, **now), k, generator=generator
+        )
         self._selector.observe(choice.evidence, choice.selection)
-        index, weight = choice.selection.index, choice.selection.weight
+        shadows: dict[str, Tensor] = {}
+        for name, shadow in self._shadows.items():
+            generator.manual_seed(seed)
+            seen = choice.evidence if choice.rows is None else None
+            watch = self._measuring.shadow_look(candidates, seen, **now)
+            would = shadow.choose(watch, k, generator=generator)
+            shadow.observe(would.evidence, would.selection)
+            shadows[name] = would.evidence.ids[would.selection.index]
         return Chosen(
             batch=gather(candidates.batch, choice.positions, size),
-            ids=choice.evidence.ids[index],
-            weights=weight,
+            ids=choice.evidence.ids[choice.selection.index],
+            weights=choice.selection.weight,
             info=choice.selection.info,
+            shadows=shadows,
         )
 
     def _hand_out(self, chosen: Chosen) -> None:
@@ -247,135 +298,104 @@ class SelectingLoader:
         counts = self.ledger.counts
         counts.updates += 1
         counts.examples_trained += rows
+        forward = self._measuring.forward_flops
         if self.train_flops_per_example is not None:
             counts.flops_train += int(rows * self.train_flops_per_example)
-        elif self._forward_flops:
-            counts.flops_train += int(rows * 3 * min(self._forward_flops.values()))
-        self._position += 1
+        elif forward is not None:
+            counts.flops_train += int(rows * 3 * forward)
+        self._measuring.learn(chosen.batch, chosen.weights)
         self._step += 1
 
-    def _look(self, candidates: Candidates) -> Look:
-        """What a selector measures this candidate batch with."""
-
-        def look(
-            needs: frozenset[str], rows: Tensor | None = None, *, samples: int = 0
-        ) -> Evidence:
-            with self.ledger.phase("score"):
-                ids, batch = candidates
-                if rows is not None:
-                    batch = gather(batch, rows, ids.numel())
-                    ids = ids[rows.to(ids.device)]
-                return self._measure(Candidates(ids, batch), needs, samples)
-
-        return look
-
-    def _measure(self, candidates: Candidates, needs: frozenset[str], samples: int) -> Evidence:
-        def run() -> Evidence:
-            return measure(
-                self._model,
-                candidates,
-                needs,
-                self._scoring,
-                task=self._task,
-                store=self._store,
-                context=self._context(needs),
-                samples=samples,
-                seed=stream_seed(self._seed, self._step),
-            )
-
-        if not needs & RUNS_THE_MODEL:
-            return run()
-        size, kind = candidates.ids.numel(), (needs, samples)
-        if kind in self._forward_flops:
-            evidence = run()
-        else:
-            with FlopCounterMode(display=False) as counter:
-                evidence = run()
-            self._forward_flops[kind] = counter.get_total_flops() / size
-        passes = max(samples, 1) if "mc_logits" in needs else 1
-        counts = self.ledger.counts
-        counts.forwards_scored += passes
-        counts.examples_scored += size * passes
-        counts.flops_score += int(size * self._forward_flops[kind])
-        return evidence
-
-    def _context(self, needs: frozenset[str]) -> dict[str, Tensor]:
-        known = {"step": self._step, "epoch": self._epoch, "total_steps": self._total_steps}
-        return {
-            name: torch.tensor(value, dtype=torch.int64)
-            for name, value in known.items()
-            if name in needs and value is not None
-        }
+    def remember(self, ids: Tensor, per_example_loss: Tensor) -> None:
+        """Report the losses ([K]) of rows that are trained on, for rules that remember them."""
+        if self._planner is not None:
+            self._planner.remember(ids, per_example(per_example_loss, ids.numel()), self._step)
 
     # -- candidates ----------------------------------------------------------------------------
 
-    def _candidate_batches(self) -> Iterator[tuple[Candidates, bool]]:
-        """Full candidate batches of one pass, and whether their rows were drawn already."""
+    def _candidate_batches(self) -> Iterator[tuple[Candidates, Tensor | None]]:
+        """Candidate batches of one pass; with weights where their rows are chosen already."""
+        draws = self._planner is None and not self._selector.needs and not self._shadows
         order = index_batches(self._loader)
-        draws = order is not None and not self._selector.needs
         with self.ledger.phase("load"):
-            iterator, skip = self._open(order, draws)
+            iterator, ahead = self._open(order, draws)
         while True:
             with self.ledger.phase("load"):
                 try:
                     candidates = self._unpack(next(iterator))
                 except StopIteration:
                     break
-            if skip > 0:
-                skip -= 1
-                continue
+            self._position = ahead.ends.popleft() if ahead else self._position + 1
             size = candidates.ids.numel()
-            if not draws:
-                if self._n_candidates is None:
-                    rows_to_keep(self._keep, size)
-                    self._n_candidates = size
-                if size < self._n_candidates:
-                    continue
-            yield candidates, draws
+            if self._planner is not None:
+                yield candidates, self._planner.weights(self._position - 1)
+            elif draws and order is not None:
+                yield candidates, torch.ones(size)
+            elif self._is_whole(size):
+                yield candidates, None
         self._order, self._position = None, 0
 
-    def _open(self, order: Any, draws: bool) -> tuple[Iterator[Any], int]:
+    def _is_whole(self, size: int) -> bool:
+        """Whether a candidate batch has n_B rows, which is the first one's number."""
+        if self._n_candidates is None:
+            rows_to_keep(self._keep, size)
+            self._n_candidates = size
+        return size >= self._n_candidates
+
+    def _open(self, order: Any, draws: bool) -> tuple[Iterator[Any], Reordered | None]:
         """An iterator over the loader, at the saved position where a pass is resumed.
 
-        Also says how many batches to load and pass over, where the order cannot be read ahead.
+        With it the order that is read ahead of loading, where there is one.
         """
         resuming, self._resuming = self._resuming, False
-        mine = torch.get_rng_state()
-        if resuming and self._order is not None:
-            set_order_state(self._loader, self._order)
-            torch.set_rng_state(self._order["global"])
-        else:
+        if not resuming:
             self._epoch += 1
             self._position = 0
             self._order = order_state(self._loader)
-        try:
-            if order is None:
-                return iter(self._loader), self._position
-            if not resuming and not draws:
-                return iter(self._loader), 0
-            ahead = Reordered(order, self._position, self._draw_rows if draws else _as_it_is)
-            iterator = iter(rebuilt(self._loader, ahead))
-            if resuming:
+            if self._planner is not None:
+                self._plan_epoch(self._planner)
+        ahead: Reordered | None = None
+        if self._planner is not None:
+            ahead = Reordered(self._planner.batches(), self._position, _as_it_is)
+        elif order is not None and (draws or resuming):
+            ahead = Reordered(order, self._position, self._drawer() if draws else _as_it_is)
+        loader = self._loader if ahead is None else rebuilt(self._loader, ahead)
+        if not resuming or self._order is None:
+            return iter(loader), ahead
+        with replayed(self._loader, self._order):
+            iterator = iter(loader)
+            if ahead is not None:
                 ahead.prime()
-            return iterator, 0
-        finally:
-            if resuming:
-                torch.set_rng_state(mine)
+            else:
+                for _ in range(self._position):
+                    next(iterator, None)
+        return iterator, ahead
 
-    def _draw_rows(self, position: int, indices: Indices) -> Indices | None:
-        """Rows of one candidate batch by a rule that needs no evidence; None drops the batch."""
-        size = len(indices)
-        if self._n_candidates is None:
-            self._n_candidates = size
-        if size < self._n_candidates:
-            return None
-        k = rows_to_keep(self._keep, size)
-        # The step this batch will have: workers read ahead of the one that is trained on.
-        step = self._step + position - self._position
-        generator = torch.Generator().manual_seed(stream_seed(self._seed, step))
-        evidence = Evidence(ids=torch.arange(size))
-        selection = self._selector.select(evidence, k, generator=generator)
-        return [indices[i] for i in selection.index.tolist()]
+    def _plan_epoch(self, planner: EpochPlanner) -> None:
+        generator = torch.Generator().manual_seed(stream_seed(self._seed, -1 - self._epoch))
+        with self.ledger.phase("pick"):
+            planner.plan(
+                epoch=self._epoch,
+                step=self._step,
+                total_steps=self._total_steps,
+                generator=generator,
+            )
+
+    def _drawer(self) -> Callable[[int, Indices], Indices | None]:
+        """Draws the rows of a candidate batch by a rule that needs no evidence."""
+        start = self._step  # workers read ahead of the step that is trained on
+
+        def draw(given: int, indices: Indices) -> Indices | None:
+            size = len(indices)
+            if not self._is_whole(size):
+                return None
+            k = rows_to_keep(self._keep, self._n_candidates or size)
+            generator = torch.Generator().manual_seed(stream_seed(self._seed, start + given))
+            evidence = Evidence(ids=torch.arange(size))
+            selection = self._selector.select(evidence, k, generator=generator)
+            return [indices[i] for i in selection.index.tolist()]
+
+        return draw
 
     def _unpack(self, batch: Any) -> Candidates:
         if isinstance(batch, Candidates):
@@ -406,6 +426,9 @@ class SelectingLoader:
             "order": self._order or order_state(self._loader),
             "inside": self._order is not None,
             "selector": self._selector.state_dict(),
+            "shadows": {name: rule.state_dict() for name, rule in self._shadows.items()},
+            "measuring": self._measuring.state_dict(),
+            "planner": self._planner.state_dict() if self._planner else None,
             "ledger": self.ledger.state_dict(),
         }
 
@@ -420,6 +443,11 @@ class SelectingLoader:
         if not state["inside"]:
             set_order_state(self._loader, state["order"])
         self._selector.load_state_dict(state["selector"])
+        for name, rule in self._shadows.items():
+            rule.load_state_dict(state["shadows"][name])
+        self._measuring.load_state_dict(state["measuring"])
+        if self._planner is not None:
+            self._planner.load_state_dict(state["planner"])
         self.ledger.load_state_dict(state["ledger"])
 
 
@@ -461,9 +489,43 @@ def stream_seed(seed: int, step: int) -> int:
     return (x ^ (x >> 31)) & 0x7FFFFFFFFFFFFFFF
 
 
-def _as_it_is(position: int, indices: Indices) -> Indices:
+def _as_it_is(given: int, indices: Indices) -> Indices:
     return indices
 
 
-def _ones(ids: Tensor, device: torch.device) -> Tensor:
-    return torch.ones(ids.numel(), device=device)
+def _live(
+    selector: Selector, model: nn.Module | None, lead: torch.optim.Optimizer | None
+) -> CoTrained | None:
+    """The irreducible-loss model that learns along, where the rule has one."""
+    if selector.lr_ratio is None or model is None:
+        return None
+    if lead is None:
+        raise ConfigurationError(
+            "the irreducible-loss model learns at a ratio of the model's rate: pass the model's "
+            "optimizer=."
+        )
+    return CoTrained.following(model, lead, lr_ratio=selector.lr_ratio)
+
+
+def _holdout(
+    loader: Any,
+    store: IrreducibleLossStore | None,
+    groups: Tensor | None,
+    refresh: Literal["epoch"] | int,
+) -> GroupHoldoutLoss | None:
+    if loader is None:
+        return None
+    if store is None or store.groups == 0:
+        raise ConfigurationError(
+            "group_holdout= goes with a store that has a column per group: "
+            "reducible.fit_group_irreducible_loss(…)."
+        )
+
+    def groups_of(ids: Tensor | None, targets: Tensor) -> Tensor:
+        if groups is None:
+            return targets
+        if ids is None:
+            raise DataError("groups go by id, so the group holdout must yield Candidates.")
+        return groups[ids.cpu()]
+
+    return GroupHoldoutLoss(loader, store.groups, groups_of=groups_of, refresh=refresh)

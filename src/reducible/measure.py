@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, final
@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from reducible.stores import IrreducibleLossStore
 from reducible.structure import gather
 from reducible.tasks import Classification, Task, per_example
-from reducible.types import Candidates, Evidence, require_one_of
+from reducible.types import Candidates, DataError, Evidence, require_one_of
 
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ROWS_PER_PASS = 4096  # of repeated candidates in one batched pass with dropout on
@@ -114,6 +114,36 @@ def measure(
                 if (name == "group_irreducible_loss") == (store.groups > 0):
                     found[name] = store.lookup(ids).to(device, non_blocking=True)
     return Evidence(ids=ids.to(device, non_blocking=True), **found)
+
+
+def group_losses(
+    model: nn.Module,
+    batch: Any,
+    ids: Tensor | None,
+    task: Task,
+    num_groups: int,
+    groups_of: Callable[[Tensor | None, Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sum of losses and number of examples of each group in a batch, in eval mode.
+
+    Returns:
+        [G], [G] float64 on the CPU.
+    """
+    with torch.inference_mode(), _passes(model, Scoring(batchnorm="running")):
+        targets = task.targets(batch)
+        if targets is None:
+            raise DataError("the task has no targets, so there is no holdout loss.")
+        loss = task.loss(task.forward(model, batch).logits.float(), targets)
+        groups = targets if groups_of is None else groups_of(ids, targets).to(loss.device)
+        if int(groups.max()) >= num_groups or int(groups.min()) < 0:
+            raise DataError(
+                f"the holdout has group {int(groups.max())}, the store of irreducible losses "
+                f"{num_groups} groups. Fit it with the same groups."
+            )
+        count = torch.zeros(num_groups, dtype=torch.float64, device=loss.device)
+        total = torch.zeros_like(count).index_add_(0, groups, loss.double())
+        count.index_add_(0, groups, torch.ones_like(loss, dtype=torch.float64))
+    return total.cpu().clone(), count.cpu().clone()
 
 
 _LABELLED = frozenset({"targets", "loss", "groups"})

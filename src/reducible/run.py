@@ -60,7 +60,7 @@ class Recipe:
         irreducible_model: row of MODELS.
         irreducible_epochs: passes over the holdout.
         irreducible_batch: rows per update of the irreducible-loss model.
-        irreducible_checks: checkpoints considered per epoch.
+        irreducible_smoothing: of the labels, in updates of the irreducible-loss model.
         irreducible_from: ``"holdout"``, or ``"cross-fit"`` of D in two folds.
     """
 
@@ -84,7 +84,7 @@ class Recipe:
     irreducible_model: str = "mlp-128"
     irreducible_epochs: int = 6
     irreducible_batch: int = 64
-    irreducible_checks: int = 1
+    irreducible_smoothing: float = 0.0
     irreducible_from: Literal["holdout", "cross-fit"] = "holdout"
 
     def __post_init__(self) -> None:
@@ -176,7 +176,7 @@ def fit_store(
     """The irreducible losses that the recipe asks for."""
     options: dict[str, Any] = {
         "epochs": recipe.irreducible_epochs,
-        "checks_per_epoch": recipe.irreducible_checks,
+        "label_smoothing": recipe.irreducible_smoothing,
         "batch_size": recipe.irreducible_batch,
         "make_optimizer": lambda parameters: torch.optim.AdamW(parameters, fused=True),
         "seed": seed,
@@ -283,6 +283,9 @@ class Run:
         if store is None and "irreducible_loss" in rule.needs:
             if saved_store.exists():
                 store = IrreducibleLossStore.load(saved_store)
+                # Fitted before the stop, so its cost is this run's; a checkpoint's ledger has it.
+                self.ledger.seconds["irreducible_loss"] += store.header["seconds"]
+                self.ledger.counts.flops_irreducible_loss += store.header["flops"]
             else:
                 store = fit_store(recipe, splits, self.seed, ledger=self.ledger, progress=bar)
                 store.save(saved_store)

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reducible.types import DataError
+from reducible.types import DataError, require_between
 
 _TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 _INPUT_KEYS = ("inputs", "input", "x", "image", "images", "pixel_values")
@@ -66,6 +66,7 @@ class Classification(Task):
         features: str | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
+        require_between("label_smoothing", label_smoothing, 0.0, 1.0, open_high=True)
         self._inputs = inputs
         self._targets = targets
         self._features = features

@@ -151,7 +151,7 @@ def require_between(
         not number
         or not (low < value if open_low else low <= value)
         or not (value < high if open_high else value <= high)
-        or (whole and value != int(value))
+        or (whole and not isinstance(value, int))
     ):
         interval = f"{'(' if open_low else '['}{low}, {high}{')' if open_high else ']'}"
         kind = "a whole number" if whole else "a number"

@@ -83,7 +83,14 @@ def test_defaults_of_a_score_become_hyperparameters() -> None:
     def score(*, loss: Tensor, power: float = 2.0) -> Tensor:
         return loss**power
 
-    row = table.Row("mine", table.scored(score), "L^p", "nobody", "a row made here")
+    row = table.Row(
+        name="mine",
+        build=table.scored(score),
+        equation="L^p",
+        paper="nobody",
+        summary="A row made here.",
+        against="Everything.",
+    )
     assert row.hyperparameters == {"power": 2.0}
     assert row.needs == {"loss"}
     built = row.build(power=3.0)

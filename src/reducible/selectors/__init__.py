@@ -1,8 +1,21 @@
 """Selectors: the protocol, rules with memory or coupling, and the table of all rules."""
 
 from reducible.selectors.base import Choice, Look, Selector
+from reducible.selectors.chain import Chain
+from reducible.selectors.scheduled import Scheduled
 from reducible.selectors.scored import Scored
 from reducible.selectors.table import SELECTORS, Row, selector
 from reducible.selectors.uniform import Uniform
 
-__all__ = ["SELECTORS", "Choice", "Look", "Row", "Scored", "Selector", "Uniform", "selector"]
+__all__ = [
+    "SELECTORS",
+    "Chain",
+    "Choice",
+    "Look",
+    "Row",
+    "Scheduled",
+    "Scored",
+    "Selector",
+    "Uniform",
+    "selector",
+]

@@ -46,6 +46,9 @@ class Selector(ABC):
     samples: int = 0
     """Dropout passes asked of ``measure``; ``select`` takes any number of them."""
 
+    lr_ratio: float | None = None
+    """Where set, a live irreducible-loss model is trained at so many times the model's rate."""
+
     horizon: Literal["batch", "epoch", "run"] = "batch"
     """How often the rule decides: every candidate batch, once an epoch, or once a run."""
 

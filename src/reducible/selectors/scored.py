@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol, final
 
 import torch
@@ -18,7 +19,13 @@ class Pick(Protocol):
     """How scores become a selection."""
 
     def __call__(
-        self, scores: Tensor, k: int, *, generator: torch.Generator, ids: Tensor | None = None
+        self,
+        scores: Tensor,
+        k: int,
+        /,
+        *,
+        generator: torch.Generator,
+        ids: Tensor | None = None,
     ) -> Selection:
         """Choose k of the candidates by their scores ([B])."""
         ...
@@ -46,6 +53,7 @@ class Scored(Selector):
         score: keyword tensors → [B]; its keywords without default are the evidence needed.
         pick: scores → Selection; the k largest by default.
         hyperparameters: passed on to the score.
+        pick_options: passed on to the pick.
         samples: dropout passes to ask for.
     """
 
@@ -55,10 +63,11 @@ class Scored(Selector):
         *,
         pick: Pick = top_k,
         hyperparameters: Mapping[str, Any] | None = None,
+        pick_options: Mapping[str, Any] | None = None,
         samples: int = 0,
     ) -> None:
         self._score = score
-        self._pick = pick
+        self._pick = partial(pick, **pick_options) if pick_options else pick
         self._hyperparameters = dict(hyperparameters or {})
         self._evidence = tuple(sorted(evidence_names(score)))
         self.needs = frozenset(self._evidence)

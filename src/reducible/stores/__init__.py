@@ -10,9 +10,11 @@ from reducible.stores.identity import (
     require_ids,
 )
 from reducible.stores.irreducible import IrreducibleLossStore
+from reducible.stores.memory import LossMemory
 
 __all__ = [
     "IrreducibleLossStore",
+    "LossMemory",
     "WithIds",
     "fingerprint",
     "ids_of",

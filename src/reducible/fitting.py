@@ -1,0 +1,360 @@
+"""Fitting a model on one set and keeping the checkpoint that does best on another."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypedDict
+
+import torch
+from rich.progress import Progress
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+
+from reducible.files import replacing
+from reducible.ledger import Ledger
+from reducible.stores import IrreducibleLossStore, fingerprint, require_ids
+from reducible.structure import to_device
+from reducible.tasks import Classification, Task, per_example
+from reducible.types import (
+    Candidates,
+    ConfigurationError,
+    DataError,
+    StoreError,
+    require_between,
+)
+
+MakeModel = Callable[[], nn.Module]
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+_FLOOR_ROWS = 100_000  # rows that the noise floor is estimated from, at most
+
+
+class FitOptions(TypedDict, total=False):
+    """Options that every way of fitting takes.
+
+    Attributes:
+        task: what batches mean; ``Classification()``.
+        epochs: passes over what is fitted; 10.
+        checks_per_epoch: how often an epoch the loss on the scored set is taken, and the
+            checkpoint kept if it is the lowest so far; 1.
+        batch_size: of an update; 32.
+        make_optimizer: parameters → optimizer; AdamW with torch's defaults.
+        label_smoothing: of updates only, in [0, 1); 0. A clean holdout teaches a confidence that
+            noisy labels in the train set punish, so that the checkpoint of lowest loss is an early,
+            poor one; smoothing by about the share of wrong labels mends that.
+        augment: batch → batch, applied to updates only, never to scoring.
+        start_from: state dict, or path of one saved by ``save_model``, to go on from.
+        save_model: path to write the kept checkpoint to (safetensors).
+        seed: of initialisation, order, dropout and folds; 0. Global streams are left alone.
+        device: "cpu", "cuda", …; "cpu".
+        num_workers: of the loaders, for data sets that are not in memory; 0.
+        collate_fn: of the loaders; torch's default.
+        ledger: charged with the cost.
+        progress: show a bar (bool), or the rich Progress to show it in; True.
+    """
+
+    task: Task
+    epochs: int
+    checks_per_epoch: int
+    batch_size: int
+    make_optimizer: MakeOptimizer
+    label_smoothing: float
+    augment: Callable[[Any], Any]
+    start_from: str | os.PathLike[str] | Mapping[str, Tensor]
+    save_model: str | os.PathLike[str]
+    seed: int
+    device: str
+    num_workers: int
+    collate_fn: Callable[[list[Any]], Any]
+    ledger: Ledger
+    progress: bool | Progress
+
+
+@dataclass(slots=True)
+class Scores:
+    """What one model says of the examples it never saw."""
+
+    ids: Tensor  # [N] int64
+    labels: Tensor  # [N] int64
+    loss: Tensor  # [N] float32, or [N, G]
+    floor_rows: Tensor  # [M, C] p(k | x) of at most _FLOOR_ROWS rows
+    model_name: str = ""
+    kept_epoch: float = 0.0
+    mean_losses: list[float] = field(default_factory=list[float])
+
+
+class Objective(Protocol):
+    """What a fit minimises, what it scores with, and by what it tells checkpoints apart."""
+
+    def update_loss(self, model: nn.Module, candidates: Candidates, targets: Tensor) -> Tensor:
+        """[B] loss of each example in an update."""
+        ...
+
+    def score(
+        self, model: nn.Module, candidates: Candidates, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Loss [B] or [B, G] of examples never trained on, and logits [B, C]."""
+        ...
+
+    def criterion(self, scores: Scores) -> float:
+        """The lowest decides which checkpoint is kept."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MeanLoss:
+    """The task's loss, each example weighted by ``weight(candidates, targets)`` where given.
+
+    Attributes:
+        task: what batches mean.
+        smoothing: of the labels, in updates only.
+        weight: (ids [B], targets [B]) → [B].
+    """
+
+    task: Task
+    smoothing: float = 0.0
+    weight: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def update_loss(self, model: nn.Module, candidates: Candidates, targets: Tensor) -> Tensor:
+        """(1 − s)·L_i + s·mean_c(−log p_ic), weighted."""
+        logits = self.task.forward(model, candidates.batch).logits  # [B, C]
+        loss = per_example(self.task.loss(logits, targets), targets.numel())  # [B]
+        if self.smoothing:
+            spread = -logits.log_softmax(1).mean(1)  # [B] loss against the uniform label
+            loss = (1.0 - self.smoothing) * loss + self.smoothing * spread
+        return loss if self.weight is None else loss * self.weight(candidates.ids, targets)
+
+    def score(
+        self, model: nn.Module, candidates: Candidates, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """L_i without weights or smoothing."""
+        logits = self.task.forward(model, candidates.batch).logits.float()  # [B, C]
+        return per_example(self.task.loss(logits, targets), targets.numel()), logits
+
+    def criterion(self, scores: Scores) -> float:
+        """The (weighted) mean loss."""
+        if self.weight is None:
+            return float(scores.loss.double().mean())
+        w = self.weight(scores.ids, scores.labels).double()
+        return float((scores.loss * w).sum() / w.sum())
+
+
+class Fit:
+    """One call's options with their defaults, and the work they control."""
+
+    def __init__(self, options: FitOptions, *, jobs: int) -> None:
+        unknown = set(options) - set(FitOptions.__annotations__)
+        if unknown:
+            raise ConfigurationError(f"no such options of fitting: {sorted(unknown)}.")
+        self.task = options.get("task", Classification())
+        self.epochs = options.get("epochs", 10)
+        self.checks = options.get("checks_per_epoch", 1)
+        self.batch_size = options.get("batch_size", 32)
+        self.make_optimizer = options.get("make_optimizer", torch.optim.AdamW)
+        self.smoothing = options.get("label_smoothing", 0.0)
+        self.augment = options.get("augment")
+        self.start_from = options.get("start_from")
+        self.save_model = options.get("save_model")
+        self.seed = options.get("seed", 0)
+        self.device = torch.device(options.get("device", "cpu"))
+        self.loader_options: dict[str, Any] = {
+            "num_workers": options.get("num_workers", 0),
+            "collate_fn": options.get("collate_fn"),
+        }
+        self.ledger = options.get("ledger", Ledger())
+        require_between("epochs", self.epochs, 0, whole=True)
+        require_between("checks_per_epoch", self.checks, 1, whole=True)
+        require_between("batch_size", self.batch_size, 1, whole=True)
+        require_between("label_smoothing", self.smoothing, 0.0, 1.0, open_high=True)
+        progress = options.get("progress", True)
+        self._bar = progress if isinstance(progress, Progress) else Progress(disable=not progress)
+        self._own_bar = not isinstance(progress, Progress)
+        self._jobs = jobs
+        self._bar_task: Any = None
+        self._began = 0.0
+        self._flops = 0
+        self._flops_per_update = 0
+        self._updates = 0
+        self.weights: dict[str, Tensor] = {}
+        """Of the checkpoint that the last run kept."""
+
+    @contextmanager
+    def charged(self) -> Iterator[None]:
+        """Charge the body to the irreducible loss, and show its progress."""
+        self._began = self.ledger.seconds["irreducible_loss"]
+        with self._bar if self._own_bar else nullcontext(), self.ledger.phase("irreducible_loss"):
+            yield
+
+    def run(
+        self,
+        make_model: MakeModel,
+        fitted: Any,
+        scored: Any,
+        *,
+        seed: int | None = None,
+        objective: Objective | None = None,
+    ) -> Scores:
+        """Fit on ``fitted``, score ``scored``; the checkpoint of lowest criterion.
+
+        Args:
+            make_model: makes the model.
+            fitted: what is trained on.
+            scored: what the model never sees in an update.
+            seed: of initialisation and order.
+            objective: what is minimised; the mean loss.
+        """
+        objective = objective or MeanLoss(self.task, self.smoothing)
+        devices = [self.device] if self.device.type not in ("cpu", "mps") else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self.seed if seed is None else seed)
+            model = make_model().to(self.device)
+            if self.start_from is not None:
+                model.load_state_dict(_weights(self.start_from))
+            return self._fit(model, fitted, scored, objective)
+
+    def _fit(self, model: nn.Module, fitted: Any, scored: Any, objective: Objective) -> Scores:
+        optimizer = self.make_optimizer(model.parameters())
+        loader = candidate_batches(fitted, self.batch_size, shuffle=True, **self.loader_options)
+        per_epoch = len(loader)
+        check_at = {round(per_epoch * (i + 1) / self.checks) for i in range(self.checks)}
+        bar = self._progress(self.epochs * per_epoch)
+        best: Scores | None = None
+        lowest, curve = float("inf"), list[float]()
+        weights: dict[str, Tensor] = {}
+
+        def check(epoch: float) -> None:
+            nonlocal best, lowest, weights
+            scores = self._score(model, scored, objective)
+            mean = objective.criterion(scores)
+            curve.append(mean)
+            if mean < lowest:
+                lowest, best = mean, scores
+                best.kept_epoch = epoch
+                weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+        if self.start_from is not None or self.epochs == 0:
+            check(0.0)
+        for epoch in range(self.epochs):
+            model.train()
+            for position, candidates in enumerate(loader, start=1):
+                self._update(model, optimizer, candidates, objective)
+                self._bar.advance(bar)
+                if position in check_at:
+                    check(epoch + position / per_epoch)
+                    model.train()
+        if best is None:
+            raise StoreError(
+                f"no checkpoint of the irreducible-loss model has a finite loss (saw {curve}): "
+                "the fit diverged. Lower its learning rate, or check the inputs for NaN."
+            )
+        best.mean_losses, best.model_name = curve, type(model).__name__
+        self.weights = weights
+        if self.save_model is not None:
+            with replacing(self.save_model) as temporary:
+                save_file({k: v.cpu().contiguous() for k, v in weights.items()}, temporary)
+        return best
+
+    def _update(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        candidates: Candidates,
+        objective: Objective,
+    ) -> None:
+        batch = to_device(candidates.batch, self.device)
+        if self.augment is not None:
+            batch = self.augment(batch)
+        here = Candidates(candidates.ids.to(self.device), batch)
+        first = self._updates == 0
+        with FlopCounterMode(display=False) if first else nullcontext() as counter:
+            loss = objective.update_loss(model, here, self._targets(batch))  # [B]
+            optimizer.zero_grad()
+            loss.mean().backward()
+        optimizer.step()
+        if counter is not None:
+            self._flops_per_update = counter.get_total_flops()
+        self._flops += self._flops_per_update
+        self._updates += 1
+
+    def _targets(self, batch: Any) -> Tensor:
+        targets = self.task.targets(batch)
+        if targets is None:
+            raise DataError("the task has no targets, so there is no loss to fit.")
+        return targets
+
+    def _score(self, model: nn.Module, scored: Any, objective: Objective) -> Scores:
+        """Losses of all of ``scored`` in eval mode."""
+        ids, labels, losses, floors = [], [], [], []
+        every = -(-len(scored) // _FLOOR_ROWS)
+        model.eval()
+        with torch.inference_mode():
+            for candidates in candidate_batches(scored, 1024, shuffle=False, **self.loader_options):
+                batch = to_device(candidates.batch, self.device)
+                here = Candidates(candidates.ids.to(self.device), batch)
+                targets = self._targets(batch)
+                loss, logits = objective.score(model, here, targets)
+                losses.append(loss.cpu())
+                floors.append(logits.softmax(1)[::every].cpu())
+                ids.append(candidates.ids.cpu())
+                labels.append(targets.cpu())
+        self._flops += int(self._flops_per_update / 3 / self.batch_size * len(scored))
+        return Scores(torch.cat(ids), torch.cat(labels), torch.cat(losses), torch.cat(floors))
+
+    def _progress(self, updates: int) -> Any:
+        if self._bar_task is None:
+            total = self._jobs * updates
+            self._bar_task = self._bar.add_task("fitting irreducible losses", total=total)
+        return self._bar_task
+
+    def store(
+        self, parts: list[Scores], header: dict[str, Any], *, columns: bool = False
+    ) -> IrreducibleLossStore:
+        """The store of what all parts say: merged by id, or side by side as ``columns``."""
+        if columns:
+            ids, labels = parts[0].ids, parts[0].labels
+            values = torch.stack([p.loss for p in parts], dim=1)  # [N, G]
+        else:
+            ids = torch.cat([p.ids for p in parts])
+            labels = torch.cat([p.labels for p in parts])
+            values = torch.cat([p.loss for p in parts])  # [N] or [N, G]
+        require_ids(ids)
+        floor = torch.cat([p.floor_rows for p in parts]).median(dim=0).values  # [C]
+        seconds = self.ledger.seconds["irreducible_loss"] - self._began
+        self.ledger.counts.flops_irreducible_loss += self._flops
+        return IrreducibleLossStore.from_tensor(
+            values,
+            ids=ids,
+            fingerprint=fingerprint(ids, labels),
+            header=header
+            | {
+                "checkpoint": "lowest mean loss on the scored set",
+                "kept_epoch": [p.kept_epoch for p in parts],
+                "mean_losses": [p.mean_losses for p in parts],
+                "augmentation": "none in scoring",
+                "mode": "eval",
+                "epochs": self.epochs,
+                "batch_size": self.batch_size,
+                "label_smoothing": self.smoothing,
+                "seed": self.seed,
+                "updates": self._updates,
+                "flops": self._flops,
+                "seconds": seconds,
+                "noise_floor": floor.tolist(),
+            },
+        )
+
+
+def candidate_batches(dataset: Any, batch_size: int, *, shuffle: bool, **options: Any) -> Any:
+    """Candidate batches; whole batches at once where the data set is in memory."""
+    if hasattr(dataset, "loader"):
+        return dataset.loader(batch_size, shuffle=shuffle, drop_last=False)
+    return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, **options)
+
+
+def _weights(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return source if isinstance(source, Mapping) else load_file(source)

@@ -1,0 +1,238 @@
+"""What the loop owns to measure with: stores, live models, averages; charged to the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from reducible.group_holdout import GroupHoldoutLoss
+from reducible.ledger import Ledger, Phase
+from reducible.measure import RUNS_THE_MODEL, Scoring, measure
+from reducible.scorers import CoTrained
+from reducible.selectors import Look, Selector
+from reducible.stores import IrreducibleLossStore
+from reducible.structure import gather
+from reducible.tasks import Task
+from reducible.types import (
+    CONTEXT_KEYS,
+    EVIDENCE_FIELDS,
+    Candidates,
+    ConfigurationError,
+    Evidence,
+)
+
+_EVAL = Scoring(batchnorm="running")
+
+
+@final
+class Measuring:
+    """Gives evidence of candidate batches, and keeps what that needs over time.
+
+    Args:
+        model: the model being trained.
+        task: what batches mean.
+        scoring: how candidates are scored.
+        ledger: charged for it.
+        store: of irreducible losses.
+        irreducible: a live irreducible-loss model in the store's stead.
+        holdout: the group holdout loss.
+        groups: [max id + 1] int64, the group of each id; the class where None.
+        total_steps: planned updates.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        scoring: Scoring,
+        ledger: Ledger,
+        *,
+        store: IrreducibleLossStore | None = None,
+        irreducible: CoTrained | None = None,
+        holdout: GroupHoldoutLoss | None = None,
+        groups: Tensor | None = None,
+        total_steps: int | None = None,
+    ) -> None:
+        self._model, self._task, self._scoring, self._ledger = model, task, scoring, ledger
+        self._store, self._irreducible, self._holdout = store, irreducible, holdout
+        self._groups = groups
+        self._total_steps = total_steps
+        self._flops: dict[tuple[frozenset[str], int], float] = {}  # per candidate
+
+    def check(self, selector: Selector) -> None:
+        """Raise ConfigurationError where ``selector`` needs what cannot be measured here."""
+        needs, store = selector.needs, self._store
+        unknown = needs - set(EVIDENCE_FIELDS) - set(CONTEXT_KEYS)
+        if unknown:
+            raise ConfigurationError(f"the selector needs {sorted(unknown)}, which is no evidence.")
+        if selector.lr_ratio is not None and self._irreducible is None:
+            raise ConfigurationError(
+                "the selector's irreducible-loss model learns along: pass it as "
+                "irreducible_model=, and the model's optimizer as optimizer=."
+            )
+        live = {"irreducible_loss"} if self._irreducible is not None else set[str]()
+        for name, grouped in (("irreducible_loss", False), ("group_irreducible_loss", True)):
+            if name not in needs - live:
+                continue
+            if store is None or (store.groups > 0) != grouped:
+                got = "no store" if store is None else f"a store with {store.groups} groups"
+                fit = "fit_group_irreducible_loss" if grouped else "fit_irreducible_loss"
+                raise ConfigurationError(
+                    f"the selector needs {name!r}, got {got}. Fit one with reducible.{fit}(…), or "
+                    "load it, and pass store=…."
+                )
+        if "total_steps" in needs and self._total_steps is None:
+            raise ConfigurationError("the selector needs total_steps=<planned updates>.")
+        if "group_holdout_loss" in needs and self._holdout is None:
+            raise ConfigurationError("the selector needs group_holdout=<holdout loader>.")
+
+    @property
+    def forward_flops(self) -> float | None:
+        """FLOPs of one candidate's cheapest scoring pass so far; None before the first."""
+        return min(self._flops.values()) if self._flops else None
+
+    def look(self, candidates: Candidates, *, epoch: int, step: int, seed: int) -> Look:
+        """What a selector measures this candidate batch with."""
+        return self._look(candidates, epoch, step, seed, phase="score")
+
+    def shadow_look(
+        self, candidates: Candidates, seen: Evidence | None, *, epoch: int, step: int, seed: int
+    ) -> Look:
+        """The same for a selector that only watches: what was seen is given, the rest measured.
+
+        Charged to evaluation, for training does not need it.
+        """
+        look = self._look(candidates, epoch, step, seed, phase="evaluate")
+
+        def watch(
+            needs: frozenset[str], rows: Tensor | None = None, *, samples: int = 0
+        ) -> Evidence:
+            if rows is not None or seen is None:
+                return look(needs, rows, samples=samples)
+            there = {n for n in EVIDENCE_FIELDS if getattr(seen, n) is not None} | set(seen.context)
+            missing = frozenset(needs - there)
+            if not missing:
+                return seen
+            more = look(missing, samples=samples)
+            new = {n: getattr(more, n) for n in missing if n in EVIDENCE_FIELDS}
+            return replace(seen, **new, context={**seen.context, **more.context})
+
+        return watch
+
+    def _look(
+        self, candidates: Candidates, epoch: int, step: int, seed: int, *, phase: Phase
+    ) -> Look:
+        def look(
+            needs: frozenset[str], rows: Tensor | None = None, *, samples: int = 0
+        ) -> Evidence:
+            with self._ledger.phase(phase):
+                ids, batch = candidates
+                if rows is not None:
+                    batch = gather(batch, rows, ids.numel())
+                    ids = ids[rows.to(ids.device)]
+                here = Candidates(ids, batch)
+                context = self._context(needs, epoch, step)
+                return self._counted(here, needs, context, samples, seed)
+
+        return look
+
+    def _context(self, needs: frozenset[str], epoch: int, step: int) -> dict[str, Tensor]:
+        known = {"step": step, "epoch": epoch, "total_steps": self._total_steps}
+        context = {
+            name: torch.tensor(value, dtype=torch.int64)
+            for name, value in known.items()
+            if name in needs and value is not None
+        }
+        if "group_holdout_loss" in needs and self._holdout is not None:
+            value = self._holdout.value(self._model, self._task, epoch=epoch, step=step)
+            context["group_holdout_loss"] = value
+        return context
+
+    def _counted(
+        self,
+        candidates: Candidates,
+        needs: frozenset[str],
+        context: Mapping[str, Tensor],
+        samples: int,
+        seed: int,
+    ) -> Evidence:
+        """Evidence, with its forwards and FLOPs on the ledger."""
+
+        def run() -> Evidence:
+            return self._evidence(candidates, needs, context, samples, seed)
+
+        if not needs & RUNS_THE_MODEL:
+            return run()
+        size, kind = candidates.ids.numel(), (needs, samples)
+        if kind in self._flops:
+            evidence = run()
+        else:
+            with FlopCounterMode(display=False) as counter:
+                evidence = run()
+            self._flops[kind] = counter.get_total_flops() / size
+        passes = samples if "mc_logits" in needs else 0
+        passes += 1 if needs & (RUNS_THE_MODEL - {"mc_logits"}) else 0
+        counts = self._ledger.counts
+        counts.forwards_scored += passes
+        counts.examples_scored += size * passes
+        counts.flops_score += int(size * self._flops[kind])
+        return evidence
+
+    def _evidence(
+        self,
+        candidates: Candidates,
+        needs: frozenset[str],
+        context: Mapping[str, Tensor],
+        samples: int,
+        seed: int,
+    ) -> Evidence:
+        live = self._irreducible if "irreducible_loss" in needs else None
+        evidence = measure(
+            self._model,
+            candidates,
+            needs - {"irreducible_loss"} if live else needs,
+            self._scoring,
+            task=self._task,
+            store=self._store,
+            groups=self._groups_of(candidates) if "groups" in needs else None,
+            context=context,
+            samples=samples,
+            seed=seed,
+        )
+        if live is None:
+            return evidence
+        now = measure(live.model, candidates, frozenset({"loss"}), _EVAL, task=self._task)
+        return replace(evidence, irreducible_loss=now.loss)
+
+    def _groups_of(self, candidates: Candidates) -> Tensor | None:
+        if self._groups is None:
+            return None
+        device = next(self._model.parameters(), torch.empty(0)).device
+        return self._groups[candidates.ids.cpu()].to(device)
+
+    def learn(self, batch: Any, weights: Tensor) -> None:
+        """Step what learns along with the model, on the batch that is handed out."""
+        if self._irreducible is not None:
+            with self._ledger.phase("score"):
+                self._irreducible.step(self._task, batch, weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of live models and averages."""
+        return {
+            "irreducible": self._irreducible.state_dict() if self._irreducible else None,
+            "holdout": self._holdout.state_dict() if self._holdout else None,
+            "flops": [[sorted(needs), s, value] for (needs, s), value in self._flops.items()],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the state of live models and averages."""
+        if self._irreducible is not None:
+            self._irreducible.load_state_dict(state["irreducible"])
+        if self._holdout is not None:
+            self._holdout.load_state_dict(state["holdout"])
+        self._flops = {(frozenset(needs), s): value for needs, s, value in state["flops"]}

@@ -1,0 +1,226 @@
+"""Many runs: recipes × seeds, side by side in single-threaded processes, into results files."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from reducible.records import read_json, write_json
+from reducible.run import Recipe, Run, versions
+from reducible.types import ConfigurationError
+
+_SUMMARY = (
+    "final_accuracy",
+    "corrupted_share",
+    "already_correct_share",
+    "examples_scored",
+    "examples_trained",
+    "seconds",
+)
+
+
+def run_sweep(
+    recipes: Sequence[Recipe],
+    seeds: Sequence[int],
+    *,
+    work: Path,
+    results: Path,
+    processes: int = 2,
+    progress: bool = True,
+) -> list[Path]:
+    """Run every recipe with every seed; returns the results files, one per recipe.
+
+    A run that is finished under ``work`` is not run again, one that was stopped goes on from its
+    checkpoint, so a sweep can be killed and started again. A recipe's results file is written anew
+    whenever one of its runs finishes.
+
+    Args:
+        recipes: what to run.
+        seeds: of each.
+        work: folder of the run folders.
+        results: folder of the results files, ``<recipe>/<commit>.json``.
+        processes: runs at a time, each with one thread.
+        progress: say beforehand how long it takes, and show a bar.
+    """
+    if not seeds or not recipes:
+        raise ConfigurationError("a sweep needs at least one recipe and one seed.")
+    jobs = [(recipe, seed) for seed in seeds for recipe in recipes]
+    todo = [(r, s) for r, s in jobs if not (_folder(work, r, s) / "summary.json").exists()]
+    commit = _commit()
+    if progress:
+        seconds = sum(r.steps * c for (r, _), c in zip(todo, _costs(todo), strict=True))
+        Console(stderr=True).print(
+            f"{len(todo)} of {len(jobs)} runs to do, about {seconds / processes / 60:.0f} minutes."
+        )
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    context = multiprocessing.get_context("spawn")
+    with (
+        Progress(*columns, disable=not progress) as bar,
+        _one_thread_each(),
+        ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool,
+    ):
+        shown = bar.add_task("sweep", total=len(jobs), completed=len(jobs) - len(todo))
+        running: dict[Future[None], Recipe] = {
+            pool.submit(_run, recipe, seed, _folder(work, recipe, seed)): recipe
+            for recipe, seed in todo
+        }
+        for future in as_completed(running):
+            future.result()
+            bar.advance(shown)
+            collect(running[future], seeds, work=work, results=results, commit=commit)
+    return [collect(r, seeds, work=work, results=results, commit=commit) for r in recipes]
+
+
+def collect(
+    recipe: Recipe, seeds: Iterable[int], *, work: Path, results: Path, commit: str
+) -> Path:
+    """Write the results file of the finished runs of a recipe; returns its path."""
+    runs: list[dict[str, Any]] = []
+    for seed in sorted(seeds):
+        path = _folder(work, recipe, seed) / "summary.json"
+        if path.exists():
+            summary = read_json(path)
+            short = {key: summary[key] for key in _SUMMARY} | {"selected": summary["selected"]}
+            runs.append(
+                {
+                    "seed": seed,
+                    "curve": summary["curve"],
+                    "ledger": summary["ledger"],
+                    "summary": short,
+                }
+            )
+    target = results / recipe.name
+    target.mkdir(parents=True, exist_ok=True)
+    path = target / f"{commit}.json"
+    write_json(
+        path,
+        {
+            "recipe": asdict(recipe),
+            "command": f"reducible sweep {recipe.name} --seeds {_as_ranges(sorted(seeds))}",
+            "versions": versions(),
+            "machine": {
+                "processor": platform.machine(),
+                "cores": os.cpu_count(),
+                "threads_per_run": 1,
+            },
+            "seeds": runs,
+        },
+    )
+    return path
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds as ``"0-9"``, ``"3"`` or ``"0-4,7"``.
+
+    >>> parse_seeds("0-2,7")
+    [0, 1, 2, 7]
+    """
+    seeds: list[int] = []
+    try:
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            seeds.extend(range(int(first), int(last or first) + 1))
+    except ValueError as error:
+        raise ConfigurationError(f"seeds are like 0-9 or 0-4,7; got {text!r}.") from error
+    return seeds
+
+
+def _as_ranges(seeds: Sequence[int]) -> str:
+    """The inverse of ``parse_seeds``.
+
+    >>> _as_ranges([0, 1, 2, 7])
+    '0-2,7'
+    """
+    parts: list[list[int]] = []
+    for seed in seeds:
+        if parts and seed == parts[-1][-1] + 1:
+            parts[-1][-1] = seed
+        else:
+            parts.append([seed, seed])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
+
+
+def _folder(work: Path, recipe: Recipe, seed: int) -> Path:
+    return work / recipe.name / str(seed)
+
+
+def _run(recipe: Recipe, seed: int, folder: Path) -> None:
+    run = Run(recipe, folder, seed=seed, progress=False)
+    if (folder / "config.json").exists():
+        run.resume()
+    else:
+        run.start()
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes started in the body get one OpenMP thread: more than cores is ten times slower."""
+    was = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if was is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = was
+
+
+def _costs(jobs: Sequence[tuple[Recipe, int]]) -> list[float]:
+    """Seconds of a step of each job, from a short run of each recipe in this process."""
+    known: dict[str, float] = {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for recipe, seed in jobs:
+            if recipe.name not in known:
+                with tempfile.TemporaryDirectory() as folder:
+                    run = Run(
+                        recipe, Path(folder) / "trial", seed=seed, max_steps=30, progress=False
+                    )
+                    began = time.perf_counter()
+                    run.start()
+                    fit = run.ledger.seconds["irreducible_loss"]
+                    step = (time.perf_counter() - began - fit) / 30
+                    known[recipe.name] = step + fit / recipe.steps
+    finally:
+        torch.set_num_threads(threads)
+    return [known[recipe.name] for recipe, _ in jobs]
+
+
+def _commit() -> str:
+    """Short name of the commit that is run, ``-dirty`` where files differ from it."""
+    try:
+        said = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return f"version-{versions()['reducible']}"
+    return said.stdout.strip()
