@@ -38,6 +38,9 @@ class Examples(Dataset[tuple[Tensor, int]]):
         self.loaded.append(index)
         return self.x[index], int(self.targets[index])
 
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
+
 
 class Opaque(DataLoader[Any]):
     """A subclass may do anything, so its order is not read ahead."""
@@ -158,7 +161,9 @@ def test_keep_is_rows_or_a_share(keep: float, rows: int) -> None:
 
 def test_dict_batches_with_a_key_of_ids() -> None:
     data = Examples()
-    rows = [{"x": x, "labels": y, "id": 1000 + i, "text": f"t{i}"} for i, (x, y) in enumerate(data)]
+    rows: Any = [
+        {"x": x, "labels": y, "id": 1000 + i, "text": f"t{i}"} for i, (x, y) in enumerate(data)
+    ]
     store = rd.IrreducibleLossStore.from_tensor(STORE.values, ids=torch.arange(1000, 1000 + N))
     for rule in ("uniform", "rho"):
         loader = DataLoader(rows, batch_size=N_B, shuffle=True, generator=torch.Generator())
@@ -617,12 +622,15 @@ def test_arguments_of_the_wrong_kind() -> None:
         rd.SelectingLoader(_loader(), _model, rule, keep=K)  # pyright: ignore[reportArgumentType]
     with pytest.raises(rd.ConfigurationError, match="loader is a int, not iterable"):
         rd.SelectingLoader(3, model, rule, keep=K)
+    empty: Any = []
     with pytest.raises(rd.DataError, match="the loader's data set is empty"):
-        rd.SelectingLoader(DataLoader([], batch_size=N_B), model, rule, keep=K)
+        rd.SelectingLoader(DataLoader(empty, batch_size=N_B), model, rule, keep=K)
 
 
 def test_a_rule_whose_store_is_missing_or_of_another_kind() -> None:
-    with pytest.raises(rd.ConfigurationError, match="needs 'irreducible_loss', got no store. Fit"):
+    with pytest.raises(
+        rd.ConfigurationError, match=r"needs 'irreducible_loss', got no store\. Fit"
+    ):
         _batches("rho", store=None)
     grouped = rd.IrreducibleLossStore.from_tensor(torch.zeros(N, 3))
     with pytest.raises(rd.ConfigurationError, match="got a store with 3 groups"):
@@ -660,7 +668,7 @@ def test_a_store_that_lacks_an_id_names_it() -> None:
 
 @pytest.mark.parametrize("rule", ["uniform", "rho"])
 def test_batches_without_ids(rule: str) -> None:
-    with pytest.raises(rd.DataError, match="carry no ids: got list. Wrap the data set"):
+    with pytest.raises(rd.DataError, match=r"carry no ids: got list\. Wrap the data set"):
         _ids(_batches(rule, _loader(dataset=Examples())))
     rows = [{"x": x, "y": y} for x, y in Examples()]
     with pytest.raises(rd.DataError, match=r"carry no ids: got dict with keys \['x', 'y'\]"):

@@ -155,7 +155,7 @@ def test_both_rules_begin_from_the_same_data_and_see_the_same_candidates(finishe
     assert torch.equal(splits[0].train.ids, splits[1].train.ids)
     assert torch.equal(splits[0].train.targets, splits[1].train.targets)
     picks = [read_picks(finished[n][0] / "picks.arrow").to_pydict()["ids"] for n in DEMO]
-    # an epoch is six candidate batches of 320: what both rules pick in it is never the same id twice
+    # six candidate batches of 320 are an epoch, in which no id can be picked twice
     for ids in picks:
         first = [i for row in ids[:6] for i in row]
         assert len(set(first)) == len(first)
@@ -324,7 +324,7 @@ def test_recipes_by_name() -> None:
     assert {"demo/uniform", "demo/rho"} <= set(RECIPES)
     assert all(name == made.name for name, made in RECIPES.items())
     with pytest.raises(
-        rd.ConfigurationError, match="no recipe 'demo/roh'. Did you mean 'demo/rho'"
+        rd.ConfigurationError, match=r"no recipe 'demo/roh'\. Did you mean 'demo/rho'"
     ):
         recipe("demo/roh")
 

@@ -110,7 +110,7 @@ def test_logits_are_taken_from_what_models_return() -> None:
     for wrap in (lambda x: x, lambda x: (x, 1), lambda x: [x], lambda x: SimpleNamespace(logits=x)):
         assert Classification().forward(Returns(wrap), (X, Y)).logits is X
     for wrap in (lambda _: None, lambda _: {}, lambda _: (), lambda _: ("a",)):
-        with pytest.raises(DataError, match="the model returned .*: a tensor of logits"):
+        with pytest.raises(DataError, match=r"the model returned .*: a tensor of logits"):
             Classification().forward(Returns(wrap), (X, Y))
 
 
@@ -153,7 +153,7 @@ def test_features_of_the_layer_that_puts_out_the_logits_not_the_last_one_made() 
 
 def test_features_by_name() -> None:
     model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3), nn.LogSoftmax(1))
-    with pytest.raises(DataError, match="no nn.Linear of the model puts out the logits"):
+    with pytest.raises(DataError, match=r"no nn\.Linear of the model puts out the logits"):
         Classification().forward(model, (X, Y), features=True)
     out = Classification(features="2").forward(model, (X, Y), features=True)
     assert out.features is not None
@@ -219,5 +219,5 @@ def test_nan_logits_give_nan_losses_for_selection_to_name() -> None:
 
 def test_a_reduced_loss_is_refused() -> None:
     for reduced in (torch.tensor(1.0), torch.ones(2), torch.ones(3, 1)):
-        with pytest.raises(DataError, match="it is already reduced. Compute it with reduction="):
+        with pytest.raises(DataError, match=r"it is already reduced\. Compute it with reduction="):
             per_example(reduced, 3)

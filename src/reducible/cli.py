@@ -152,21 +152,11 @@ def resume(out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a 
 
 @app.command()
 def selectors(as_json: JsonOption = False) -> None:
-    """The selection rules: name, evidence needed, rule, source."""
+    """The selection rules: what they choose, need and cost, and what is said against them."""
+    from reducible.pages import describe
     from reducible.selectors import SELECTORS
 
-    rows = [
-        {
-            "name": row.name,
-            "rule": row.equation,
-            "needs": sorted(row.needs),
-            "hyperparameters": [f"{k}={v!r}" for k, v in row.hyperparameters.items()],
-            "source": row.paper,
-            "summary": row.summary,
-        }
-        for row in SELECTORS.values()
-    ]
-    _print_rows(rows, as_json)
+    _print_rows([describe(row) for row in SELECTORS.values()], as_json)
 
 
 @app.command()
@@ -209,6 +199,18 @@ def report(
     with _plain_errors():
         Console().print(make_report(folders, out or folders[0]))
         typer.echo(f"written: {(out or folders[0]) / 'curves.png'}")
+
+
+@app.command()
+def pages(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the pages.")] = Path(
+        "docs/methods"
+    ),
+) -> None:
+    """Write the method pages from the table of rules."""
+    from reducible.pages import write_pages
+
+    typer.echo(f"{len(write_pages(out))} pages in {out}")
 
 
 @app.command()

@@ -330,8 +330,7 @@ class Fit:
             values,
             ids=ids,
             fingerprint=fingerprint(ids, labels),
-            header=header
-            | {
+            header={
                 "checkpoint": "lowest mean loss on the scored set",
                 "kept_epoch": [p.kept_epoch for p in parts],
                 "mean_losses": [p.mean_losses for p in parts],
@@ -345,7 +344,8 @@ class Fit:
                 "flops": self._flops,
                 "seconds": seconds,
                 "noise_floor": floor.tolist(),
-            },
+            }
+            | header,
         )
 
 

@@ -63,7 +63,8 @@ class GroupHoldoutLoss:
         """H, [G] float64 on the model's device; refreshed where that is due."""
         device = next(model.parameters(), torch.empty(0)).device
         if self._is_due(epoch, step):
-            self._measure(model, task, device)
+            with torch.random.fork_rng([]):  # a DataLoader draws a seed of its workers
+                self._measure(model, task, device)
             self._done = (epoch, step)
         unseen = self._mass == 0
         if bool(unseen.all()):

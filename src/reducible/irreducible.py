@@ -137,6 +137,7 @@ def fit_group_irreducible_loss(
         "groups": count,
         "gamma": gamma,
         "holdout_examples": len(holdout),
+        "checkpoint": "lowest weighted mean loss on the scored set",
     }
     if shared:
         with fit.charged():
@@ -170,15 +171,20 @@ def _count_groups(holdout: Any, train: Any, groups: Tensor | None, given: int | 
     """G: as given, or one more than the largest group of either set."""
     if given is not None:
         require_between("num_groups", given, 1, whole=True)
-        return given
     if groups is not None:
-        return 1 + max(int(groups[ids_of(part)].max()) for part in (holdout, train))
-    labels = [labels_of(part) for part in (holdout, train)]
-    if any(part is None for part in labels):
+        found = [groups[ids_of(part)] for part in (holdout, train)]
+    else:
+        found = [part for part in map(labels_of, (holdout, train)) if part is not None]
+    if len(found) < 2 and given is None:
         raise ConfigurationError(
             "the data sets have no .targets to count the classes of: pass num_groups=."
         )
-    return 1 + max(int(part.max()) for part in labels if part is not None)
+    count = 1 + max((int(part.max()) for part in found), default=-1)
+    if given is not None and count > given:
+        raise ConfigurationError(
+            f"num_groups={given}, but there is a group {count - 1}: groups count from 0."
+        )
+    return count if given is None else given
 
 
 class GroupAdapters(nn.Module):
@@ -278,7 +284,8 @@ def fit_proxy(make_model: MakeModel, train: Any, **options: Unpack[FitOptions]) 
     fit = Fit(options, jobs=1)
     with fit.charged():
         fit.run(make_model, train, train)
-        model = make_model().to(fit.device)
+        with torch.random.fork_rng([]):
+            model = make_model().to(fit.device)
         model.load_state_dict(fit.weights)
     return model.eval()
 

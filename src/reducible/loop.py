@@ -186,6 +186,10 @@ class SelectingLoader:
                 )
         if any(rule.horizon != "batch" for rule in self._shadows.values()):
             raise ConfigurationError("a shadow selector must decide by candidate batch.")
+        if self._shadows and self._selector.horizon != "batch":
+            raise ConfigurationError(
+                "shadows watch candidate batches; a selector that decides by epoch has none."
+            )
         if not isinstance(self._model, nn.Module):
             raise ConfigurationError(f"model is a {type(self._model).__name__}, not a Module.")
         if not hasattr(self._loader, "__iter__"):
@@ -271,14 +275,16 @@ class SelectingLoader:
         generator.manual_seed(seed)
         now = {"epoch": self._epoch, "step": self._step, "seed": seed}
         choice = self._selector.choose(
-            self._measuring.look(candidates, **now), k, generator=generator
+            self._measuring.look(self._selector, candidates, **now), k, generator=generator
         )
         self._selector.observe(choice.evidence, choice.selection)
         shadows: dict[str, Tensor] = {}
         for name, shadow in self._shadows.items():
             generator.manual_seed(seed)
-            seen = choice.evidence if choice.rows is None else None
-            watch = self._measuring.shadow_look(candidates, seen, **now)
+            # A live irreducible-loss model and a store say different things.
+            alike = (shadow.lr_ratio is None) == (self._selector.lr_ratio is None)
+            seen = choice.evidence if choice.rows is None and alike else None
+            watch = self._measuring.shadow_look(shadow, candidates, seen, **now)
             would = shadow.choose(watch, k, generator=generator)
             shadow.observe(would.evidence, would.selection)
             shadows[name] = would.evidence.ids[would.selection.index]

@@ -75,7 +75,7 @@ class Measuring:
                 "the selector's irreducible-loss model learns along: pass it as "
                 "irreducible_model=, and the model's optimizer as optimizer=."
             )
-        live = {"irreducible_loss"} if self._irreducible is not None else set[str]()
+        live = {"irreducible_loss"} if selector.lr_ratio is not None else set[str]()
         for name, grouped in (("irreducible_loss", False), ("group_irreducible_loss", True)):
             if name not in needs - live:
                 continue
@@ -96,18 +96,27 @@ class Measuring:
         """FLOPs of one candidate's cheapest scoring pass so far; None before the first."""
         return min(self._flops.values()) if self._flops else None
 
-    def look(self, candidates: Candidates, *, epoch: int, step: int, seed: int) -> Look:
-        """What a selector measures this candidate batch with."""
-        return self._look(candidates, epoch, step, seed, phase="score")
+    def look(
+        self, selector: Selector, candidates: Candidates, *, epoch: int, step: int, seed: int
+    ) -> Look:
+        """What ``selector`` measures this candidate batch with."""
+        return self._look(selector, candidates, epoch, step, seed, phase="score")
 
     def shadow_look(
-        self, candidates: Candidates, seen: Evidence | None, *, epoch: int, step: int, seed: int
+        self,
+        selector: Selector,
+        candidates: Candidates,
+        seen: Evidence | None,
+        *,
+        epoch: int,
+        step: int,
+        seed: int,
     ) -> Look:
         """The same for a selector that only watches: what was seen is given, the rest measured.
 
-        Charged to evaluation, for training does not need it.
+        Charged to evaluation, and not counted as scored, for training does not need it.
         """
-        look = self._look(candidates, epoch, step, seed, phase="evaluate")
+        look = self._look(selector, candidates, epoch, step, seed, phase="evaluate")
 
         def watch(
             needs: frozenset[str], rows: Tensor | None = None, *, samples: int = 0
@@ -115,6 +124,8 @@ class Measuring:
             if rows is not None or seen is None:
                 return look(needs, rows, samples=samples)
             there = {n for n in EVIDENCE_FIELDS if getattr(seen, n) is not None} | set(seen.context)
+            if seen.mc_logits is not None and len(seen.mc_logits) != samples:
+                there.discard("mc_logits")
             missing = frozenset(needs - there)
             if not missing:
                 return seen
@@ -125,8 +136,18 @@ class Measuring:
         return watch
 
     def _look(
-        self, candidates: Candidates, epoch: int, step: int, seed: int, *, phase: Phase
+        self,
+        selector: Selector,
+        candidates: Candidates,
+        epoch: int,
+        step: int,
+        seed: int,
+        *,
+        phase: Phase,
     ) -> Look:
+        live = self._irreducible if selector.lr_ratio is not None else None
+        evidence = self._counted if phase == "score" else self._evidence
+
         def look(
             needs: frozenset[str], rows: Tensor | None = None, *, samples: int = 0
         ) -> Evidence:
@@ -137,7 +158,7 @@ class Measuring:
                     ids = ids[rows.to(ids.device)]
                 here = Candidates(ids, batch)
                 context = self._context(needs, epoch, step)
-                return self._counted(here, needs, context, samples, seed)
+                return evidence(here, needs, context, samples, seed, live)
 
         return look
 
@@ -160,11 +181,12 @@ class Measuring:
         context: Mapping[str, Tensor],
         samples: int,
         seed: int,
+        live: CoTrained | None,
     ) -> Evidence:
         """Evidence, with its forwards and FLOPs on the ledger."""
 
         def run() -> Evidence:
-            return self._evidence(candidates, needs, context, samples, seed)
+            return self._evidence(candidates, needs, context, samples, seed, live)
 
         if not needs & RUNS_THE_MODEL:
             return run()
@@ -190,8 +212,9 @@ class Measuring:
         context: Mapping[str, Tensor],
         samples: int,
         seed: int,
+        live: CoTrained | None,
     ) -> Evidence:
-        live = self._irreducible if "irreducible_loss" in needs else None
+        live = live if "irreducible_loss" in needs else None
         evidence = measure(
             self._model,
             candidates,

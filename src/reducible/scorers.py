@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Mapping
 from typing import Any, final
 
@@ -41,9 +43,13 @@ class CoTrained:
         cls, model: nn.Module, lead: torch.optim.Optimizer, *, lr_ratio: float
     ) -> CoTrained:
         """With an optimizer of the lead's class and settings, at lr_ratio × its rate."""
+        make: Any = type(lead)
         try:
-            optimizer = type(lead)(model.parameters(), **lead.defaults)
-        except TypeError as error:
+            # Defaults may hold what the class sets by itself, such as AdamW's decoupled decay.
+            known = inspect.signature(make).parameters
+            settings = {name: v for name, v in lead.defaults.items() if name in known}
+            optimizer = make(model.parameters(), **settings)
+        except (TypeError, ValueError) as error:
             raise ConfigurationError(
                 f"cannot make another {type(lead).__name__} for the irreducible-loss model "
                 f"({error}). Give the loop one of torch.optim's optimizers."
@@ -57,7 +63,9 @@ class CoTrained:
             for group in self._optimizer.param_groups:
                 group["lr"] = rate
         self.model.train()
-        with torch.enable_grad():
+        device = weights.device
+        devices = [] if device.type == "cpu" else [device]
+        with torch.enable_grad(), torch.random.fork_rng(devices, device_type=device.type):
             targets = task.targets(batch)
             if targets is None:
                 raise DataError("the task has no targets, so the scorer cannot be trained.")
@@ -71,7 +79,8 @@ class CoTrained:
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, buffers and the optimizer's state."""
-        return {"model": self.model.state_dict(), "optimizer": self._optimizer.state_dict()}
+        parts = {"model": self.model.state_dict(), "optimizer": self._optimizer.state_dict()}
+        return copy.deepcopy(parts)  # the originals move with the next step
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over weights, buffers and the optimizer's state."""

@@ -58,6 +58,7 @@ def run_sweep(
     """
     if not seeds or not recipes:
         raise ConfigurationError("a sweep needs at least one recipe and one seed.")
+    seeds, recipes = sorted(set(seeds)), list({recipe.name: recipe for recipe in recipes}.values())
     jobs = [(recipe, seed) for seed in seeds for recipe in recipes]
     todo = [(r, s) for r, s in jobs if not (_folder(work, r, s) / "summary.json").exists()]
     commit = _commit()
@@ -138,10 +139,13 @@ def parse_seeds(text: str) -> list[int]:
     try:
         for part in text.split(","):
             first, _, last = part.partition("-")
-            seeds.extend(range(int(first), int(last or first) + 1))
+            run = range(int(first), int(last or first) + 1)
+            if not run:
+                raise ValueError(part)
+            seeds.extend(run)
     except ValueError as error:
         raise ConfigurationError(f"seeds are like 0-9 or 0-4,7; got {text!r}.") from error
-    return seeds
+    return sorted(set(seeds))
 
 
 def _as_ranges(seeds: Sequence[int]) -> str:

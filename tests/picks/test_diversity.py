@@ -137,13 +137,13 @@ def test_what_it_refuses() -> None:
     scores, features = torch.zeros(3), torch.zeros(3, 2)
 
     def pick(scores: torch.Tensor, features: torch.Tensor, k: int = 1) -> None:
-        diverse_top_k(
-            scores, features, k, lam=0.1, likeness="sum", generator=_generator(), ids=ids
-        )
+        diverse_top_k(scores, features, k, lam=0.1, likeness="sum", generator=_generator(), ids=ids)
 
-    with pytest.raises(SelectionError, match="a feature is not finite for 1 of 3 candidates, ids 8"):
+    with pytest.raises(
+        SelectionError, match="a feature is not finite for 1 of 3 candidates, ids 8"
+    ):
         pick(scores, torch.tensor([[0.0, 0.0], [0.0, math.nan], [0.0, 0.0]]))
-    with pytest.raises(SelectionError, match="the score is not finite .* ids 9"):
+    with pytest.raises(SelectionError, match=r"the score is not finite .* ids 9"):
         pick(torch.tensor([0.0, 0.0, math.inf]), features)
     with pytest.raises(SelectionError, match="cannot choose 4 of 3"):
         pick(scores, features, 4)

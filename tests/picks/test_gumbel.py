@@ -99,9 +99,7 @@ def test_rank_sample_draws_without_replacement(pressure: float) -> None:
     values, generator = [0.3, 1e30, 0.1, -5.0], _generator(3)
     p = literal_rank_probabilities(values, pressure)
     scores = torch.tensor(values)
-    assert_frequencies(
-        lambda: rank_sample(scores, 2, generator=generator, pressure=pressure), p, 2
-    )
+    assert_frequencies(lambda: rank_sample(scores, 2, generator=generator, pressure=pressure), p, 2)
 
 
 def test_rank_sample_ranks_equal_scores_at_random() -> None:

@@ -28,9 +28,7 @@ def literal(g: list[float]) -> list[float]:
     [[1.0, 3.0, 0.0, 4.0], [0.0, 0.0], [2.0] * 5, [0.3], [1e30, 1e30, 2e30], [1e-30, 3e-30]],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_probabilities_and_weights_are_the_literal_ones(
-    g: list[float], dtype: torch.dtype
-) -> None:
+def test_probabilities_and_weights_are_the_literal_ones(g: list[float], dtype: torch.dtype) -> None:
     scores = torch.tensor(g, dtype=dtype)
     p = sampling_probabilities(scores)
     assert p.dtype == torch.float64
@@ -58,7 +56,7 @@ def test_draws_are_with_replacement_and_in_proportion() -> None:
     counts, twice = np.zeros(4), 0
     for _ in range(DRAWS):
         index = importance_sample(torch.tensor(g), 2, generator=generator).index.tolist()
-        counts[index] += 1
+        np.add.at(counts, index, 1)
         twice += index[0] == index[1]
     p = np.array(literal(g))
     assert bool((abs(counts / (2 * DRAWS) - p) <= 4 * np.sqrt(p * (1 - p) / (2 * DRAWS))).all())

@@ -91,7 +91,7 @@ def test_greedy_is_the_brute_force_pursuit(name: str) -> None:
             pulls[index[:step]] = -1.0
             assert pulls[pick] >= pulls.max() * (1 - 1e-6) - 1e-12 * brute.start**2, step
             assert selection.info["score"][step].item() == pytest.approx(
-                pulls[pick], rel=1e-5, abs=1e-10 * brute.start**2
+                pulls[pick], rel=1e-5, abs=float(1e-10 * brute.start**2)
             )
             brute.take(pick)
 
@@ -118,7 +118,9 @@ def test_hand_worked() -> None:
     e = np.array([2.1, 0.1]) / math.hypot(2.1, 0.1)
     r = np.array([4.1 / 3, 1.6 / 3])
     left = r - (e @ r) * e
-    assert selection.info["score"].tolist() == pytest.approx([2.1 * r[0] + 0.1 * r[1], 1.5 * left[1]])
+    assert selection.info["score"].tolist() == pytest.approx(
+        [2.1 * r[0] + 0.1 * r[1], 1.5 * left[1]]
+    )
 
 
 def test_against_the_mean_counts_as_much_as_along_it() -> None:

@@ -68,7 +68,7 @@ def test_a_sure_and_right_prediction_keeps_its_digits() -> None:
     # 1 − p_y = e^−40/(1 + e^−40): far below the spacing of floats near one.
     logits = torch.tensor([[40.0, 0.0]], dtype=torch.float64)
     norm = scores.grad_norm(logits=logits, targets=torch.tensor([0]))
-    assert norm.item() == pytest.approx(math.sqrt(2) * math.exp(-40), rel=1e-12)
+    assert norm.item() == pytest.approx(math.sqrt(2) * math.exp(-40), rel=1e-12, abs=0)
 
 
 def _cases() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -59,7 +59,7 @@ def test_missing_evidence_says_what_there_is_and_where_it_comes_from() -> None:
     evidence = rd.Evidence(ids=torch.arange(3), loss=torch.ones(3))
     with pytest.raises(
         MissingEvidence,
-        match="no 'irreducible_loss' in the evidence; there is: ids, loss.*fit_irreducible_loss",
+        match=r"no 'irreducible_loss' in the evidence; there is: ids, loss.*fit_irreducible_loss",
     ):
         Scored(rd.scores.rho).select(evidence, 1, generator=torch.Generator())
 

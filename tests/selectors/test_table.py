@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import reducible as rd
+from reducible.picks import rank_sample, soft_top_k
 from reducible.selectors import Scored, table
 from reducible.types import ConfigurationError
 
@@ -56,9 +57,13 @@ def test_a_far_name_lists_what_there_is() -> None:
 
 
 def test_did_you_mean_a_hyperparameter() -> None:
-    with pytest.raises(ConfigurationError, match="no hyperparameter 'boundd'. Did you mean 'bound"):
+    with pytest.raises(
+        ConfigurationError, match=r"no hyperparameter 'boundd'\. Did you mean 'bound"
+    ):
         rd.selector("grad_norm", boundd="logits")
-    with pytest.raises(ConfigurationError, match="'rho' has no hyperparameter 'beta'. It has none"):
+    with pytest.raises(
+        ConfigurationError, match=r"'rho' has no hyperparameter 'beta'\. It has none"
+    ):
         rd.selector("rho", beta=1)
 
 
@@ -97,3 +102,44 @@ def test_defaults_of_a_score_become_hyperparameters() -> None:
     assert isinstance(built, Scored)
     evidence = rd.Evidence(ids=torch.arange(2), loss=torch.tensor([2.0, 3.0]))
     assert built.score(evidence).tolist() == [8.0, 27.0]
+
+
+def _twenty() -> rd.Evidence:
+    generator = torch.Generator().manual_seed(5)
+    return rd.Evidence(
+        ids=torch.arange(20),
+        loss=torch.rand(20, generator=generator),
+        irreducible_loss=torch.rand(20, generator=generator),
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rules_of_a_score_and_a_pick_hand_over_their_hyperparameters(seed: int) -> None:
+    evidence = _twenty()
+    rho = evidence.require("loss") - evidence.require("irreducible_loss")
+
+    def fresh() -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    for temperature in (1.0, 0.01, 30.0):
+        chosen = rd.selector("rho_soft", temperature=temperature)
+        expected = soft_top_k(rho, 6, generator=fresh(), temperature=temperature)
+        got = chosen.select(evidence, 6, generator=fresh())
+        assert got.index.tolist() == expected.index.tolist()
+        assert got.info["score"].tolist() == rho[got.index].tolist()
+    for pressure in (100.0, 1.5):
+        chosen = rd.selector("train_loss_rank", pressure=pressure)
+        loss = evidence.require("loss")
+        ranked = rank_sample(loss, 6, generator=fresh(), pressure=pressure)
+        got = chosen.select(evidence, 6, generator=fresh())
+        assert got.index.tolist() == ranked.index.tolist()
+    assert rd.selector("rho_soft").needs == {"loss", "irreducible_loss"}
+    assert rd.selector("train_loss_rank").needs == {"loss"}
+
+
+def test_a_low_temperature_is_the_largest_rho() -> None:
+    evidence = _twenty()
+    soft = rd.selector("rho_soft", temperature=1e-9)
+    top = rd.selector("rho").select(evidence, 6, generator=torch.Generator())
+    cold = soft.select(evidence, 6, generator=torch.Generator())
+    assert cold.index.tolist() == top.index.tolist()

@@ -143,11 +143,11 @@ def test_what_cannot_carry_ids_is_refused() -> None:
         def __iter__(self) -> Iterator[int]:
             return iter([1])
 
-    with pytest.raises(rd.DataError, match="needs a map-style data set.*got Stream"):
+    with pytest.raises(rd.DataError, match=r"needs a map-style data set.*got Stream"):
         rd.WithIds(Stream())
     with pytest.raises(rd.DataError, match="the data set Pairs is empty"):
         rd.WithIds(Pairs(0))
-    with pytest.raises(rd.DataError, match="Pairs carries no ids: wrap it as reducible.WithIds"):
+    with pytest.raises(rd.DataError, match=r"Pairs carries no ids: wrap it as reducible\.WithIds"):
         ids_of(Subset(Pairs(), [1]))
 
 
@@ -248,4 +248,4 @@ def test_items_of_any_structure_are_kept() -> None:
     items = [_Pair(torch.tensor([float(i)]), i) for i in range(4)]
     (batch,) = _batches(rd.WithIds(items))
     assert type(batch.batch) is _Pair
-    assert batch.batch.y.tolist() == [0, 1, 2, 3]
+    assert torch.as_tensor(batch.batch.y).tolist() == [0, 1, 2, 3]

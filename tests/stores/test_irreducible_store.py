@@ -97,7 +97,7 @@ def test_looks_up_what_was_put_in(table: dict[int, float], data: st.DataObject) 
     "values", [torch.zeros(0), torch.zeros(2, 2, 2), torch.zeros(3, dtype=torch.int64)]
 )
 def test_values_of_another_shape_or_type(values: torch.Tensor) -> None:
-    with pytest.raises(rd.StoreError, match="must be floating, .N. or .N, G. with N ≥ 1; got"):
+    with pytest.raises(rd.StoreError, match=r"must be floating, \[N\] or \[N, G\] with N ≥ 1; got"):
         Store.from_tensor(values)
 
 
@@ -111,7 +111,7 @@ def test_ids_that_do_not_fit() -> None:
         Store.from_tensor(torch.zeros(3), ids=torch.arange(2))
     with pytest.raises(rd.DataError, match="ids 1 occur more than once"):
         Store.from_tensor(torch.zeros(3), ids=torch.tensor([1, 1, 2]))
-    with pytest.raises(rd.DataError, match="got torch.float32"):
+    with pytest.raises(rd.DataError, match=r"got torch\.float32"):
         Store.from_tensor(torch.zeros(3), ids=torch.arange(3.0))
 
 
@@ -250,13 +250,17 @@ def test_every_flipped_bit_is_refused(tmp_path: Path) -> None:
             flipped = bytearray(whole)
             flipped[at] ^= mask
             damaged.write_bytes(flipped)
-            try:
-                Store.load(damaged)
-            except rd.StoreError as error:
-                assert "not a readable store" in str(error)
-            else:
+            if not _refused(damaged):
                 accepted.append((at, mask))
     assert accepted == []
+
+
+def _refused(path: Path) -> bool:
+    try:
+        Store.load(path)
+    except rd.StoreError as error:
+        return "not a readable store" in str(error)
+    return False
 
 
 def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ class Reducr(Selector):
         loss = evidence.require("loss").unsqueeze(1) if self._model_loss else 0.0
         irreducible = evidence.require("group_irreducible_loss") if self._class_irreducible else 0.0
         excess = excess_loss(loss, irreducible, clip=self._clip)
-        return excess if isinstance(loss, float) else excess.to(loss.dtype)
+        return excess.to(loss.dtype) if isinstance(loss, Tensor) else excess
 
     def select(self, evidence: Evidence, k: int, *, generator: torch.Generator) -> Selection:
         """The k largest weighted excess losses; ``info["group_weights"]`` [G]."""

@@ -186,7 +186,7 @@ _ROWS = (
         equation="top-k L_i − L[y_i | x_i; D_ho, D_t]",
         paper=f"{RHO_LOSS}, Eq. 2 and App. D",
         summary="RHO-LOSS whose irreducible-loss model keeps learning.",
-        against="Chooses more wrong labels late in training; lower final accuracy (Tab. 4, Fig. 7).",
+        against="Chooses more wrong labels late in training; lower final accuracy (Table 4).",
         ranges={"lr_ratio": _NOT_NEGATIVE},
     ),
     Row(

@@ -1,0 +1,260 @@
+"""Plans: what irreducible losses say once, before training: whom to drop, whom to see often."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from reducible.files import replacing
+from reducible.stores import IrreducibleLossStore, ids_of, require_ids
+from reducible.types import ConfigurationError, DataError, StoreError, name_ids, require_between
+
+_FORMAT = "reducible.plan.1"
+
+
+def noise_floor_filter(
+    probability: Tensor, labels: Tensor, floor: Tensor, *, multiple: float
+) -> Tensor:
+    """Keep i where p_IL(y_i | x_i) ≥ multiple · m_{y_i}; [N] bool.
+
+    m_k is the median of p_IL(k | x) over the whole pool: what the model gives class k where it has
+    no reason to. A label that gets no more than a small multiple of that is most likely wrong; no
+    noise rate is needed, and a rare class has a low floor of its own.
+
+    Args:
+        probability: [N] p_IL(y_i | x_i).
+        labels: [N] int64.
+        floor: [C] m_k.
+        multiple: ≥ 0; 0 keeps everything.
+    """
+    return probability >= multiple * floor[labels]
+
+
+def residual_weights(probability: Tensor, *, exponent: float, offset: float = 0.02) -> Tensor:
+    """(1 − p_IL(y_i | x_i) + offset)^exponent, scaled to a mean of one; [N].
+
+    What the holdout model is sure of teaches least; the offset keeps it in.
+
+    Args:
+        probability: [N] in [0, 1].
+        exponent: ≥ 0; 0 weighs all alike.
+        offset: > 0.
+    """
+    weight = (1.0 - probability + offset) ** exponent
+    return weight / weight.mean()
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """Which ids to train on and how often, decided once; costs nothing per step.
+
+    Attributes:
+        ids: [M] int64, ascending.
+        weight: [M] float64 sampling weights with mean one.
+        dropped: [N − M] int64 ids left out, the highest irreducible loss first.
+        report: what was decided and why; JSON types only.
+    """
+
+    ids: Tensor
+    weight: Tensor
+    dropped: Tensor
+    report: Mapping[str, Any]
+
+    @classmethod
+    def from_irreducible_loss(
+        cls,
+        store: IrreducibleLossStore,
+        ids: Tensor,
+        labels: Tensor,
+        *,
+        noise_floor: Tensor | None = None,
+        multiple: float = 2.0,
+        exponent: float = 0.5,
+        offset: float = 0.02,
+    ) -> Plan:
+        """A filter at the noise floor, then fixed weights for what is kept.
+
+        Args:
+            store: with one loss per example, from a holdout or cross-fitted.
+            ids: [N] int64 of the train set.
+            labels: [N] int64 of the same examples.
+            noise_floor: [C] m_k; from the store's header where None.
+            multiple: of the noise floor under which a label is taken for wrong; 0 keeps all.
+            exponent: of the sampling weights, ≥ 0; 0 weighs all alike. Validation data decides.
+            offset: of the sampling weights, > 0.
+
+        Raises:
+            ConfigurationError: a setting that cannot work, or no noise floor to be had.
+            DataError: ids that are not int64, negative or twice, or labels of another length.
+            SelectionError, StoreError: as the store's look-up.
+        """
+        require_ids(ids)
+        if labels.shape != ids.shape:
+            raise DataError(f"{ids.numel()} ids but labels of shape {tuple(labels.shape)}.")
+        if store.groups:
+            raise ConfigurationError("a plan needs a store with one loss per example, not groups.")
+        require_between("multiple", multiple, 0.0, open_high=True)
+        require_between("exponent", exponent, 0.0, open_high=True)
+        require_between("offset", offset, 0.0, open_low=True, open_high=True)
+        floor = _floor(store, noise_floor, int(labels.max()) + 1)
+        store.check_data(ids, labels)
+        order = ids.argsort()
+        ids, labels = ids[order].cpu(), labels[order].cpu()
+        probability = store.lookup(ids).double().neg().exp()  # [N] p_IL(y_i | x_i)
+        keep = noise_floor_filter(probability, labels, floor, multiple=multiple)
+        if not bool(keep.any()):
+            raise ConfigurationError(
+                f"multiple={multiple} of the noise floor drops all {ids.numel()} examples: the "
+                "irreducible-loss model knows nothing of these labels. Fit it longer, or lower it."
+            )
+        weight = residual_weights(probability[keep], exponent=exponent, offset=offset)
+        dropped = ids[~keep][probability[~keep].argsort(stable=True)]
+        settings = {"multiple": multiple, "exponent": exponent, "offset": offset}
+        return cls(
+            ids=ids[keep],
+            weight=weight,
+            dropped=dropped,
+            report={
+                **settings,
+                "examples": ids.numel(),
+                "kept": int(keep.sum()),
+                "noise_floor": floor.tolist(),
+                "by_class": _by_class(labels, keep, probability),
+                "highest_irreducible_loss": dropped[:20].tolist(),
+                "fingerprint": store.fingerprint,
+                "store": {k: store.header.get(k) for k in ("method", "model", "seconds")},
+            },
+        )
+
+    def sampler(self, dataset: Any, *, generator: torch.Generator) -> PlanSampler:
+        """Positions in a data set with ids; an epoch is len(plan.ids) draws.
+
+        Args:
+            dataset: holds every id of the plan, perhaps more.
+            generator: of the draws and their order; a loader resumes with it.
+        """
+        return PlanSampler(self, ids_of(dataset), generator=generator)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as one safetensors file; whole or not at all."""
+        tensors = {"ids": self.ids, "weight": self.weight, "dropped": self.dropped}
+        metadata = {"format": _FORMAT, "report": json.dumps(dict(self.report))}
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a saved plan; raises StoreError where the file is none."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != _FORMAT:
+                    raise StoreError(f"{path} is no saved plan: {metadata.get('format')!r}.")
+                parts = {name: file.get_tensor(name) for name in ("ids", "weight", "dropped")}
+        except SafetensorError as error:
+            raise StoreError(f"{path} is damaged ({error}); make the plan again.") from error
+        return cls(**parts, report=json.loads(metadata["report"]))
+
+
+@final
+class PlanSampler(Sampler[int]):
+    """Positions of a plan's ids, each about as often as its weight says.
+
+    An id of weight w comes ⌊w⌋ or ⌈w⌉ times an epoch, w times in the mean (systematic sampling),
+    its repeats evenly spaced over the epoch, so that a batch holds no id twice.
+
+    Args:
+        plan: whom to draw, and how often.
+        ids: [N] int64 of the data set, by position.
+        generator: of the draws and their order.
+
+    Raises:
+        DataError: the data set lacks an id of the plan.
+    """
+
+    def __init__(self, plan: Plan, ids: Tensor, *, generator: torch.Generator) -> None:
+        ascending, order = ids.cpu().sort()
+        where = torch.searchsorted(ascending, plan.ids).clamp_(max=ids.numel() - 1)
+        missing = ascending[where] != plan.ids
+        if bool(missing.any()):
+            raise DataError(
+                f"the data set lacks {int(missing.sum())} ids of the plan: "
+                f"{name_ids(plan.ids[missing])}. The plan is of another data set or split."
+            )
+        self._positions = order[where]  # [M]
+        self._weight = plan.weight
+        self.generator = generator
+
+    def __len__(self) -> int:
+        return self._positions.numel()
+
+    def __iter__(self) -> Iterator[int]:
+        count = systematic_counts(self._weight, generator=self.generator)  # [M]
+        offset = torch.rand(count.numel(), dtype=torch.float64, generator=self.generator)
+        copies = torch.repeat_interleave(torch.arange(count.numel()), count)  # [M] draws
+        first = count.cumsum(0) - count
+        nth = torch.arange(copies.numel()) - first[copies]  # which repeat of its id each draw is
+        when = (nth + offset[copies]) / count[copies]  # in [0, 1), repeats evenly spaced
+        yield from self._positions[copies[when.argsort()]].tolist()
+
+
+def systematic_counts(weight: Tensor, *, generator: torch.Generator) -> Tensor:
+    """How often each of M examples is drawn: ⌊w⌋ or ⌈w⌉ times, w in the mean, M in all.
+
+    Args:
+        weight: [M] float64 with mean one.
+        generator: of the draw; the examples are mixed first, so that neighbours are not tied.
+
+    Returns:
+        [M] int64.
+    """
+    size = weight.numel()
+    order = torch.randperm(size, generator=generator)
+    edges = weight[order].double().cumsum(0)
+    edges = edges / edges[-1] * size
+    shift = torch.rand(1, dtype=torch.float64, generator=generator)
+    ticks = (edges - shift).ceil().clamp_(min=0).long()  # draws before each edge
+    ticks[-1] = size
+    count = torch.empty_like(ticks)
+    count[order] = torch.diff(ticks, prepend=torch.zeros(1, dtype=torch.int64))
+    return count
+
+
+def _floor(store: IrreducibleLossStore, given: Tensor | None, classes: int) -> Tensor:
+    """[C] float64 m_k."""
+    floor = store.header.get("noise_floor") if given is None else given
+    if floor is None:
+        raise ConfigurationError(
+            "the store's header has no noise floor (it was not made by fitting): pass "
+            "noise_floor=[C], the median of p(k | x) per class over the pool."
+        )
+    floor = torch.as_tensor(floor, dtype=torch.float64)
+    if floor.dim() != 1 or floor.numel() < classes:
+        raise ConfigurationError(f"a noise floor of shape {tuple(floor.shape)}, {classes} classes.")
+    return floor
+
+
+def _by_class(labels: Tensor, keep: Tensor, probability: Tensor) -> list[dict[str, Any]]:
+    """Per class: examples, kept, and the median p_IL of its labels."""
+    rows: list[dict[str, Any]] = []
+    for c in range(int(labels.max()) + 1):
+        own = labels == c
+        rows.append(
+            {
+                "class": c,
+                "examples": int(own.sum()),
+                "kept": int((own & keep).sum()),
+                "median_probability": float(probability[own].median()) if bool(own.any()) else None,
+            }
+        )
+    return rows

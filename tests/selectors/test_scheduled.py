@@ -1,0 +1,222 @@
+"""A schedule around a rule: its share, what is measured, and what the rule learns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, final
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import reducible as rd
+from reducible.selectors import Chain, Scheduled, Scored
+
+SIZE = 12
+
+
+def _evidence(step: int) -> rd.Evidence:
+    rng = np.random.default_rng(step)
+    return rd.Evidence(
+        ids=torch.arange(SIZE),
+        loss=torch.tensor(rng.exponential(size=SIZE)),
+        irreducible_loss=torch.tensor(rng.exponential(size=SIZE)),
+        mc_logits=torch.tensor(rng.normal(size=(2, SIZE, 3))),
+        context={"step": torch.tensor(step)},
+    )
+
+
+@final
+class Recorder(rd.Selector):
+    """Takes the rows of highest loss (fewer than asked for, where ``short``); keeps what it saw."""
+
+    needs = frozenset({"loss"})
+    samples = 3
+    lr_ratio = 0.5
+
+    def __init__(self, short: int = 0) -> None:
+        self.seen: list[list[int]] = []
+        self.short = short
+
+    def select(self, evidence: rd.Evidence, k: int, *, generator: torch.Generator) -> rd.Selection:
+        index = evidence.require("loss").argsort(descending=True)[: k - self.short]
+        return rd.Selection(index, torch.full((len(index),), 2.0), {"mine": index})
+
+    def observe(self, evidence: rd.Evidence, selection: rd.Selection) -> None:
+        assert selection.weight.tolist() == [2.0] * len(selection.index)
+        self.seen.append(selection.index.tolist())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": list(self.seen)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.seen = list(state["seen"])
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+SHARES = [
+    ({}, [1, 1, 1, 1, 1]),
+    ({"start": 2}, [0, 0, 1, 1, 1]),
+    ({"end": 3}, [1, 1, 1, 0, 0]),
+    ({"start": 1, "end": 3}, [0, 1, 1, 0, 0]),
+    ({"start": 2, "end": 2}, [0, 0, 0, 0]),
+    ({"every": 2}, [1, 0, 1, 0, 1]),
+    ({"every": 3, "start": 1}, [0, 1, 0, 0, 1]),
+    ({"warmup": 3}, [0.25, 0.5, 0.75, 1, 1]),
+    ({"warmup": 1, "start": 2}, [0, 0, 0.5, 1, 1]),
+    ({"end": 4, "anneal": 2}, [1, 1, 1, 0.5, 0]),
+    ({"end": 5, "anneal": 4}, [1, 1, 0.75, 0.5, 0.25, 0]),
+    ({"end": 4, "anneal": 4, "warmup": 3}, [0.25, 0.5, 0.5, 0.25, 0]),
+    ({"end": 6, "anneal": 4, "every": 2}, [1, 0, 1, 0, 0.5, 0, 0]),
+]
+
+
+@pytest.mark.parametrize(("schedule", "shares"), SHARES, ids=str)
+def test_shares_by_hand(schedule: dict[str, int], shares: list[float]) -> None:
+    rule = Scheduled(Scored(rd.scores.rho), **schedule)
+    assert [rule.share(step) for step in range(len(shares))] == pytest.approx(shares)
+
+
+@pytest.mark.parametrize(("schedule", "shares"), SHARES, ids=str)
+def test_the_rules_picks_come_first_and_the_rest_is_random(
+    schedule: dict[str, int], shares: list[float]
+) -> None:
+    inner = Recorder()
+    rule, k = Scheduled(inner, **schedule), 4
+    for step, share in enumerate(shares):
+        evidence, by_rule = _evidence(step), math.floor(share * k + 0.5)
+        chosen = rule.select(evidence, k, generator=_generator(step))
+        assert chosen.index.unique().numel() == k
+        best = evidence.require("loss").argsort(descending=True).tolist()
+        assert chosen.index[:by_rule].tolist() == best[:by_rule]
+        assert chosen.weight.tolist() == [2.0] * by_rule + [1.0] * (k - by_rule)
+        before = len(inner.seen)
+        rule.observe(evidence, chosen)
+        assert inner.seen[before:] == ([best[:by_rule]] if by_rule else [])
+
+
+def test_the_rest_is_any_of_the_others_as_often() -> None:
+    rule, evidence = Scheduled(Recorder(), warmup=1), _evidence(0)
+    own = evidence.require("loss").argsort(descending=True)[:2].tolist()
+    counts = np.zeros(SIZE)
+    for seed in range(2000):
+        chosen = rule.select(evidence, 4, generator=_generator(seed))
+        counts[chosen.index[2:]] += 1
+    assert counts[own].tolist() == [0, 0]
+    others = np.delete(counts, own)
+    assert bool((abs(others - 400) <= 4 * math.sqrt(2000 * 0.2 * 0.8)).all())
+
+
+def test_uniform_before_its_start() -> None:
+    rule, evidence = Scheduled(Recorder(), start=5), _evidence(0)
+    counts = np.zeros(SIZE)
+    for seed in range(2000):
+        counts[rule.select(evidence, 3, generator=_generator(seed)).index] += 1
+    assert bool((abs(counts - 500) <= 4 * math.sqrt(2000 * 0.25 * 0.75)).all())
+
+
+class Spy:
+    """Gives ids and step always, the rest only where it was asked for."""
+
+    def __init__(self, evidence: rd.Evidence) -> None:
+        self.evidence = evidence
+        self.measured: list[set[str]] = []
+        self.samples: list[int] = []
+        self.rows: list[int | None] = []
+
+    def __call__(
+        self, needs: frozenset[str], rows: Tensor | None = None, *, samples: int = 0
+    ) -> rd.Evidence:
+        self.measured.append(set(needs) - {"step"})
+        self.samples.append(samples)
+        self.rows.append(None if rows is None else len(rows))
+        full = self.evidence if rows is None else self.evidence.rows(rows)
+        fields = {n: getattr(full, n) for n in needs - {"step"}}
+        context = dict(full.context) if "step" in needs else {}
+        return rd.Evidence(ids=full.ids, context=context, **fields)
+
+
+@pytest.mark.parametrize(("schedule", "shares"), SHARES, ids=str)
+def test_looking_chooses_what_full_evidence_does(
+    schedule: dict[str, int], shares: list[float]
+) -> None:
+    k = 4
+    for step, share in enumerate(shares):
+        rule = Scheduled(Recorder(), **schedule)
+        spy = Spy(_evidence(step))
+        choice = rule.choose(spy, k, generator=_generator(step))
+        direct = rule.select(_evidence(step), k, generator=_generator(step))
+        assert choice.positions.tolist() == direct.index.tolist()
+        assert choice.selection.weight.tolist() == direct.weight.tolist()
+        measured = set.union(*spy.measured)
+        assert measured == ({"loss"} if share else set())  # nothing, when uniform
+        assert max(spy.samples) == (3 if share else 0)
+        rule.observe(choice.evidence, choice.selection)
+
+
+def test_a_chain_inside_still_looks_twice() -> None:
+    chain = Chain(Scored(rd.scores.rho), prefilter=5, then=Scored(rd.scores.bald, samples=2))
+    rule = Scheduled(chain, start=1)
+    spy = Spy(_evidence(1))
+    choice = rule.choose(spy, 3, generator=_generator())
+    assert spy.measured[1:] == [{"loss", "irreducible_loss"}, {"mc_logits"}]
+    assert spy.rows == [None, None, 5]
+    rule.observe(choice.evidence, choice.selection)
+
+
+def test_a_rule_that_takes_fewer_is_left_so_or_filled_up() -> None:
+    rule = Scheduled(Recorder(short=1))
+    chosen = rule.select(_evidence(0), 4, generator=_generator())
+    assert len(chosen.index) == 3
+    assert set(chosen.info) == {"mine"}
+    rule.observe(_evidence(0), chosen)
+    warming = Scheduled(Recorder(short=1), warmup=1)
+    chosen = warming.select(_evidence(0), 4, generator=_generator())
+    assert chosen.index.unique().numel() == 4
+    assert chosen.weight.tolist() == [2.0, 1.0, 1.0, 1.0]
+
+
+def test_state_and_wishes_are_the_inner_rules() -> None:
+    inner = Recorder()
+    rule = Scheduled(inner)
+    assert (rule.needs, rule.samples, rule.lr_ratio) == ({"loss", "step"}, 3, 0.5)
+    rule.observe(_evidence(0), rd.Selection(torch.tensor([4]), torch.full((1,), 2.0)))
+    assert rule.state_dict() == {"seen": [[4]]}
+    other = Scheduled(Recorder())
+    other.load_state_dict(rule.state_dict())
+    assert other.state_dict() == {"seen": [[4]]}
+
+
+@pytest.mark.parametrize("k", [0, SIZE + 1])
+def test_k_out_of_range(k: int) -> None:
+    for start in (0, 9):
+        with pytest.raises(rd.SelectionError, match=f"cannot choose {k} of {SIZE}"):
+            Scheduled(Recorder(), start=start).select(_evidence(0), k, generator=_generator())
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ({"start": -1}, "start must be a whole number"),
+        ({"start": 0.5}, "start must be a whole number"),
+        ({"every": 0}, "every must be a whole number"),
+        ({"warmup": -1}, "warmup must be a whole number"),
+        ({"anneal": -1, "end": 3}, "anneal must be a whole number"),
+        ({"anneal": 1}, "anneal needs end="),
+        ({"start": 3, "end": 2}, r"end must be a whole number in \[3, inf\], got 2"),
+    ],
+)
+def test_impossible_schedules(schedule: dict[str, Any], message: str) -> None:
+    with pytest.raises(rd.ConfigurationError, match=message):
+        Scheduled(Recorder(), **schedule)
+
+
+@pytest.mark.parametrize("name", ["rs2", "svp", "infobatch"])
+def test_only_around_rules_that_decide_by_batch(name: str) -> None:
+    with pytest.raises(rd.ConfigurationError, match="decide by candidate batch"):
+        Scheduled(rd.selector(name))
