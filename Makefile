@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test bench docs format clean
+.PHONY: demo test bench docs mutation format clean
 
 # The main job, on embedded data. Needs Python 3.11 or newer with venv, nothing else.
 demo: $(VENV)/.ready
@@ -23,6 +23,10 @@ bench: $(VENV)/.ready
 # Method pages and result tables, from the table of rules and the results files.
 docs: $(VENV)/.ready
 	$(BIN)/python scripts/make_docs.py
+
+# Break the selection rules one small way at a time; prints what no test notices.
+mutation: $(VENV)/.ready-dev
+	$(BIN)/python scripts/mutate.py
 
 format: $(VENV)/.ready-dev
 	$(BIN)/ruff format .

@@ -342,8 +342,7 @@ class Opaque(DataLoader[Any]):
 
 class Stream(IterableDataset[rd.Candidates]):
     def __iter__(self) -> Iterator[rd.Candidates]:
-        for i, item in enumerate(TensorSet(torch.zeros(4, 4), torch.zeros(4).long())):
-            yield rd.Candidates(torch.tensor(i), item)
+        yield from (rd.Candidates(torch.tensor(i), torch.zeros(4)) for i in range(4))
 
 
 @pytest.mark.parametrize("rule", RULES)

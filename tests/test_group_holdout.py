@@ -277,7 +277,7 @@ def test_settings_that_cannot_work(options: dict[str, Any], message: str) -> Non
 
 
 def test_a_group_that_the_store_does_not_have() -> None:
-    with pytest.raises(rd.DataError, match="the holdout has group 2, the store .* 2 groups"):
+    with pytest.raises(rd.DataError, match=r"the holdout has group 2, the store .* 2 groups"):
         GroupHoldoutLoss([_batch([0, 2])], 2).value(Scaled(), TASK, epoch=0, step=0)
 
 
@@ -365,7 +365,7 @@ def test_reducr_through_the_loop_against_a_literal_one(refresh: Any) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     total = torch.zeros(G, dtype=torch.float64)
     average, count, drawn = torch.zeros(G).double(), torch.zeros(G).double(), 0
-    passes = 0
+    h, passes = torch.empty(0), 0
     for _ in range(2):
         for chosen in batches:
             step = batches.step - 1
@@ -377,7 +377,9 @@ def test_reducr_through_the_loop_against_a_literal_one(refresh: Any) -> None:
             if refresh == "epoch":
                 rows = list(range(N, N + 20)) if step % 3 == 0 else []
                 if rows:
-                    h = torch.stack([losses[N : N + 20][y[N : N + 20] == c].mean() for c in (0, 1, 2)])
+                    h = torch.stack(
+                        [losses[N : N + 20][y[N : N + 20] == c].mean() for c in (0, 1, 2)]
+                    )
             else:
                 first = N + 10 * (drawn % 2)
                 rows = list(range(first, first + 10)) if step % 2 == 0 else []
@@ -395,7 +397,9 @@ def test_reducr_through_the_loop_against_a_literal_one(refresh: Any) -> None:
             score = excess @ weights
             best = score.argsort(descending=True)[:K]
             assert chosen.ids.tolist() == candidates[best].tolist()
-            assert chosen.info["group_weights"].tolist() == pytest.approx(weights.tolist(), abs=1e-5)
+            assert chosen.info["group_weights"].tolist() == pytest.approx(
+                weights.tolist(), abs=1e-5
+            )
             total += (excess[best] - h).sum(0)
 
             bx, by = chosen.batch

@@ -18,7 +18,7 @@ SOURCE = Path(reducible.__file__).parent
 
 _ABOVE_LOOP = (
     "types files schedules scores picks structure selectors stores tasks scorers measure ledger "
-    "fitting irreducible plans gate distributed loaders group_holdout measuring epochs"
+    "fitting irreducible plans gate distributed loaders group_holdout measuring epochs seeds passes"
 )
 _ABOVE_RUN = f"{_ABOVE_LOOP} loop records data models"
 
@@ -45,6 +45,8 @@ ALLOWED = {
     "group_holdout": "types structure stores tasks measure",
     "measuring": "types structure stores tasks selectors scorers measure ledger group_holdout",
     "epochs": "types structure stores tasks selectors measure ledger",
+    "seeds": "",
+    "passes": "types ledger loaders selectors epochs seeds",
     "loop": _ABOVE_LOOP,
     "records": "types files",  # types inside functions only: see the test below
     "adapters": "types loop records",

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 import reducible as rd
 from reducible.data import TensorSet
-from reducible.loop import rows_to_keep, stream_seed
+from reducible.passes import rows_to_keep
+from reducible.seeds import stream_seed
 from reducible.selectors.base import Choice, Look, check_state_keys
 
 N, N_B, K = 130, 20, 5  # 130 is six full candidate batches and one short one
@@ -452,10 +453,10 @@ def test_a_state_does_not_move_with_the_loop() -> None:
     walk = iter(batches)
     next(walk)
     state = batches.state_dict()
-    position, seconds = state["position"], dict(state["ledger"]["seconds"])
+    position, seconds = state["passes"]["position"], dict(state["ledger"]["seconds"])
     for _ in walk:
         pass
-    assert state["position"] == position == 1
+    assert state["passes"]["position"] == position == 1
     assert state["ledger"]["seconds"] == seconds
 
 

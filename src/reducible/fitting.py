@@ -179,6 +179,7 @@ class Fit:
         self._began = 0.0
         self._flops = 0
         self._flops_per_update = 0
+        self._flops_per_scored: float | None = None
         self._updates = 0
         self.weights: dict[str, Tensor] = {}
         """Of the checkpoint that the last run kept."""
@@ -297,12 +298,16 @@ class Fit:
                 batch = to_device(candidates.batch, self.device)
                 here = Candidates(candidates.ids.to(self.device), batch)
                 targets = self._targets(batch)
-                loss, logits = objective.score(model, here, targets)
+                first = self._flops_per_scored is None
+                with FlopCounterMode(display=False) if first else nullcontext() as counter:
+                    loss, logits = objective.score(model, here, targets)
+                if counter is not None:
+                    self._flops_per_scored = counter.get_total_flops() / targets.numel()
+                self._flops += int(targets.numel() * (self._flops_per_scored or 0.0))
                 losses.append(loss.cpu())
                 floors.append(logits.softmax(1)[::every].cpu())
                 ids.append(candidates.ids.cpu())
                 labels.append(targets.cpu())
-        self._flops += int(self._flops_per_update / 3 / self.batch_size * len(scored))
         return Scores(torch.cat(ids), torch.cat(labels), torch.cat(losses), torch.cat(floors))
 
     def _progress(self, updates: int) -> Any:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from typing import Any, Literal, Protocol, final
 
 import torch
@@ -14,24 +12,17 @@ from torch import Tensor, nn
 from reducible.epochs import EpochPlanner
 from reducible.group_holdout import GroupHoldoutLoss
 from reducible.ledger import Ledger
-from reducible.loaders import (
-    Indices,
-    Reordered,
-    batch_size_of,
-    index_batches,
-    order_state,
-    rebuilt,
-    replayed,
-    set_order_state,
-)
+from reducible.loaders import batch_size_of, index_batches
 from reducible.measure import Scoring
 from reducible.measuring import Measuring
+from reducible.passes import CandidatePasses, check_keep, rows_to_keep
 from reducible.scorers import CoTrained
-from reducible.selectors import Selector
-from reducible.stores import IrreducibleLossStore, ids_of, labels_of, require_ids
+from reducible.seeds import stream_seed
+from reducible.selectors import Choice, Selector
+from reducible.stores import IrreducibleLossStore, LossMemory, ids_of, labels_of, require_ids
 from reducible.structure import gather, to_device
 from reducible.tasks import Classification, Task, per_example
-from reducible.types import Candidates, ConfigurationError, DataError, Evidence
+from reducible.types import Candidates, ConfigurationError, DataError
 
 
 @final
@@ -45,6 +36,45 @@ class Chosen:
     info: Mapping[str, Tensor]  # what the rule says of its choice, for the log
     shadows: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """Ids that each shadow selector would have chosen, [K'] int64."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """Rows chosen from a candidate batch, before they are gathered."""
+
+    positions: Tensor  # [K] int64
+    ids: Tensor  # [K] int64
+    weights: Tensor  # [K]
+    info: Mapping[str, Tensor]
+    shadows: Mapping[str, Tensor]
+
+    def split(self, k: int) -> list[_Part]:
+        """Parts of k rows, in order; scores go with their rows, the rest with every part."""
+        size = self.ids.numel()
+        parts: list[_Part] = []
+        for first in range(0, size, k):
+            rows = slice(first, min(first + k, size))
+            info = {n: v[rows] if n == "score" else v for n, v in self.info.items()}
+            parts.append(
+                _Part(
+                    self.positions[rows],
+                    self.ids[rows],
+                    self.weights[rows],
+                    info,
+                    self.shadows,
+                )
+            )
+        return parts
+
+    def state_dict(self) -> dict[str, Any]:
+        """All fields."""
+        return {
+            "positions": self.positions,
+            "ids": self.ids,
+            "weights": self.weights,
+            "info": dict(self.info),
+            "shadows": dict(self.shadows),
+        }
 
 
 class PickLog(Protocol):
@@ -100,6 +130,8 @@ class SelectingLoader:
         groups: [max id + 1] int64, the group of each id; the class is the group where None.
         group_holdout: loader of holdout examples, for rules that read the group holdout loss.
         refresh: of the group holdout loss: ``"epoch"``, or every so many steps by one batch.
+        scorer: a smaller model that scores in the model's stead: frozen, or ``CoTrained`` with an
+            optimizer of its own, stepped on every chosen batch.
         irreducible_model: for ``rho_updating``: fitted on the holdout, on the model's device.
         optimizer: the model's, whose class and rate the irreducible-loss model's follows.
         proxy: for ``svp``: a model fitted on the train set.
@@ -129,6 +161,7 @@ class SelectingLoader:
         groups: Tensor | None = None,
         group_holdout: Any = None,
         refresh: Literal["epoch"] | int = "epoch",
+        scorer: CoTrained | nn.Module | None = None,
         irreducible_model: nn.Module | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         proxy: nn.Module | None = None,
@@ -143,9 +176,9 @@ class SelectingLoader:
         self._selector = selector
         self._keep = keep
         self._task = task or Classification()
-        self._ids_key = ids
         self._shadows = dict(shadows or {})
         self._seed = seed
+        self._scoring = scoring or Scoring()
         self._record = record
         self._total_steps = total_steps
         self.ledger = ledger or Ledger()
@@ -154,10 +187,12 @@ class SelectingLoader:
         self._measuring = Measuring(
             model,
             self._task,
-            scoring or Scoring(),
+            self._scoring,
             self.ledger,
             store=store,
             irreducible=_live(selector, irreducible_model, optimizer),
+            scorer=scorer,
+            memory=self._memory(),
             holdout=_holdout(group_holdout, store, groups, refresh),
             groups=groups,
             total_steps=total_steps,
@@ -166,13 +201,19 @@ class SelectingLoader:
         if self._planner is None:
             for rule in (selector, *self._shadows.values()):
                 self._measuring.check(rule)
-
-        self._n_candidates: int | None = None  # n_B: the first batch's size
-        self._epoch = -1  # passes begun, from 0
-        self._position = 0  # candidate batches of this pass that are done with
+        blind = self._planner is None and not selector.needs and not self._shadows
+        self._passes = CandidatePasses(
+            loader,
+            ids_key=ids,
+            keep=keep,
+            seed=seed,
+            ledger=self.ledger,
+            blind=selector if blind else None,
+            planner=self._planner,
+            total_steps=total_steps,
+        )
         self._step = 0  # batches handed out, over all passes
-        self._order: dict[str, Any] | None = None  # where this pass's order began
-        self._resuming = False
+        self._waiting: list[_Part] = []  # chosen from the last candidate batch, not handed out
         self.train_flops_per_example: float | None = None
         """Set it where measured; otherwise three times the scoring forward is counted."""
 
@@ -194,10 +235,7 @@ class SelectingLoader:
             raise ConfigurationError(f"model is a {type(self._model).__name__}, not a Module.")
         if not hasattr(self._loader, "__iter__"):
             raise ConfigurationError(f"loader is a {type(self._loader).__name__}, not iterable.")
-        _check_keep(self._keep)
-        size = batch_size_of(self._loader)
-        if size is not None:
-            rows_to_keep(self._keep, size)
+        check_keep(self._keep)
 
     def _check_data(self, store: IrreducibleLossStore | None) -> None:
         dataset = getattr(self._loader, "dataset", None)
@@ -211,6 +249,15 @@ class SelectingLoader:
             except DataError:
                 return  # ids come from inside the batches: known only as they are loaded
             store.check_data(here, labels_of(dataset))
+
+    def _memory(self) -> LossMemory | None:
+        """Losses that may stand in for scoring, where that is asked for."""
+        if self._scoring.max_age == 0:
+            return None
+        try:
+            return LossMemory(ids_of(getattr(self._loader, "dataset", None)))
+        except DataError as error:
+            raise ConfigurationError(f"max_age needs ids known beforehand: {error}") from error
 
     def _make_planner(self, proxy: nn.Module | None) -> EpochPlanner | None:
         """For rules that decide by epoch; None for the others."""
@@ -239,7 +286,7 @@ class SelectingLoader:
     @property
     def epoch(self) -> int:
         """The pass over the candidates that runs, from 0; −1 before the first."""
-        return self._epoch
+        return self._passes.epoch
 
     @property
     def step(self) -> int:
@@ -252,32 +299,60 @@ class SelectingLoader:
     def __iter__(self) -> Iterator[Chosen]:
         device = next(self._model.parameters(), torch.empty(0)).device
         generator = torch.Generator(device=device)
-        for candidates, weights in self._candidate_batches():
+        for candidates, weights in self._passes.walk(self._step):
             with self.ledger.phase("load"):
                 require_ids(candidates.ids)
                 here = Candidates(candidates.ids, to_device(candidates.batch, device))
-            with self.ledger.phase("pick"):
-                if weights is None:
-                    chosen = self._choose(here, generator)
-                else:
-                    chosen = Chosen(here.batch, here.ids.to(device), weights.to(device), {})
-                self._hand_out(chosen)
-            self.ledger.enter("train")
-            try:
-                yield chosen
-            finally:
-                self.ledger.leave()
+            if weights is not None:
+                chosen = Chosen(here.batch, here.ids.to(device), weights.to(device), {})
+                yield from self._hand_out(chosen)
+                continue
+            if not self._waiting:
+                with self.ledger.phase("pick"):
+                    self._waiting = self._choose(here, generator)
+            while self._waiting:
+                part = self._waiting.pop(0)
+                with self.ledger.phase("pick"):
+                    batch = gather(here.batch, part.positions, here.ids.numel())
+                    chosen = Chosen(batch, part.ids, part.weights, part.info, part.shadows)
+                yield from self._hand_out(chosen)
 
-    def _choose(self, candidates: Candidates, generator: torch.Generator) -> Chosen:
+    def _choose(self, candidates: Candidates, generator: torch.Generator) -> list[_Part]:
+        """The choice from one candidate batch, in as many parts as it is handed out in."""
         size = candidates.ids.numel()
-        k = rows_to_keep(self._keep, self._n_candidates or size)
+        updates = self._scoring.updates_per_scoring
+        k = self._passes.rows(size)
+        if updates * k > size:
+            raise ConfigurationError(
+                f"updates_per_scoring={updates} of {k} rows each from {size} candidates: give the "
+                "loader a larger batch size."
+            )
         seed = stream_seed(self._seed, self._step)
         generator.manual_seed(seed)
-        now = {"epoch": self._epoch, "step": self._step, "seed": seed}
-        choice = self._selector.choose(
-            self._measuring.look(self._selector, candidates, **now), k, generator=generator
-        )
+        now = {"epoch": self.epoch, "step": self._step, "seed": seed}
+        look = self._measuring.look(self._selector, candidates, **now)
+        choice = self._selector.choose(look, k * updates, generator=generator)
         self._selector.observe(choice.evidence, choice.selection)
+        selection = choice.selection
+        whole = _Part(
+            positions=choice.positions,
+            ids=choice.evidence.ids[selection.index],
+            weights=selection.weight,
+            info=selection.info,
+            shadows=self._watch(candidates, choice, k * updates, generator, seed),
+        )
+        return [whole] if updates == 1 else whole.split(k)
+
+    def _watch(
+        self,
+        candidates: Candidates,
+        choice: Choice,
+        k: int,
+        generator: torch.Generator,
+        seed: int,
+    ) -> dict[str, Tensor]:
+        """Ids that each shadow would have chosen."""
+        now = {"epoch": self.epoch, "step": self._step, "seed": seed}
         shadows: dict[str, Tensor] = {}
         for name, shadow in self._shadows.items():
             generator.manual_seed(seed)
@@ -288,133 +363,37 @@ class SelectingLoader:
             would = shadow.choose(watch, k, generator=generator)
             shadow.observe(would.evidence, would.selection)
             shadows[name] = would.evidence.ids[would.selection.index]
-        return Chosen(
-            batch=gather(candidates.batch, choice.positions, size),
-            ids=choice.evidence.ids[choice.selection.index],
-            weights=choice.selection.weight,
-            info=choice.selection.info,
-            shadows=shadows,
-        )
+        return shadows
 
-    def _hand_out(self, chosen: Chosen) -> None:
-        if self._record is not None:
-            score = chosen.info.get("score")
-            self._record.write(self._step, chosen.ids, score, chosen.weights)
-        rows = chosen.ids.numel()
-        counts = self.ledger.counts
-        counts.updates += 1
-        counts.examples_trained += rows
-        forward = self._measuring.forward_flops
-        if self.train_flops_per_example is not None:
-            counts.flops_train += int(rows * self.train_flops_per_example)
-        elif forward is not None:
-            counts.flops_train += int(rows * 3 * forward)
-        self._measuring.learn(chosen.batch, chosen.weights)
-        self._step += 1
+    def _hand_out(self, chosen: Chosen) -> Iterator[Chosen]:
+        """Record, count and yield one batch; the time until the next is asked for is training."""
+        with self.ledger.phase("pick"):
+            if self._record is not None:
+                score = chosen.info.get("score")
+                self._record.write(self._step, chosen.ids, score, chosen.weights)
+            rows = chosen.ids.numel()
+            counts = self.ledger.counts
+            counts.updates += 1
+            counts.examples_trained += rows
+            forward = self._measuring.forward_flops
+            if self.train_flops_per_example is not None:
+                counts.flops_train += int(rows * self.train_flops_per_example)
+            elif forward is not None:
+                counts.flops_train += int(rows * 3 * forward)
+            self._measuring.learn(chosen.batch, chosen.weights)
+            self._step += 1
+        self.ledger.enter("train")
+        try:
+            yield chosen
+        finally:
+            self.ledger.leave()
 
     def remember(self, ids: Tensor, per_example_loss: Tensor) -> None:
         """Report the losses ([K]) of rows that are trained on, for rules that remember them."""
+        loss = per_example(per_example_loss, ids.numel())
+        self._measuring.remember(ids, loss, self._step)
         if self._planner is not None:
-            self._planner.remember(ids, per_example(per_example_loss, ids.numel()), self._step)
-
-    # -- candidates ----------------------------------------------------------------------------
-
-    def _candidate_batches(self) -> Iterator[tuple[Candidates, Tensor | None]]:
-        """Candidate batches of one pass; with weights where their rows are chosen already."""
-        draws = self._planner is None and not self._selector.needs and not self._shadows
-        order = index_batches(self._loader)
-        with self.ledger.phase("load"):
-            iterator, ahead = self._open(order, draws)
-        while True:
-            with self.ledger.phase("load"):
-                try:
-                    candidates = self._unpack(next(iterator))
-                except StopIteration:
-                    break
-            self._position = ahead.ends.popleft() if ahead else self._position + 1
-            size = candidates.ids.numel()
-            if self._planner is not None:
-                yield candidates, self._planner.weights(self._position - 1)
-            elif draws and order is not None:
-                yield candidates, torch.ones(size)
-            elif self._is_whole(size):
-                yield candidates, None
-        self._order, self._position = None, 0
-
-    def _is_whole(self, size: int) -> bool:
-        """Whether a candidate batch has n_B rows, which is the first one's number."""
-        if self._n_candidates is None:
-            rows_to_keep(self._keep, size)
-            self._n_candidates = size
-        return size >= self._n_candidates
-
-    def _open(self, order: Any, draws: bool) -> tuple[Iterator[Any], Reordered | None]:
-        """An iterator over the loader, at the saved position where a pass is resumed.
-
-        With it the order that is read ahead of loading, where there is one.
-        """
-        resuming, self._resuming = self._resuming, False
-        if not resuming:
-            self._epoch += 1
-            self._position = 0
-            self._order = order_state(self._loader)
-            if self._planner is not None:
-                self._plan_epoch(self._planner)
-        ahead: Reordered | None = None
-        if self._planner is not None:
-            ahead = Reordered(self._planner.batches(), self._position, _as_it_is)
-        elif order is not None and (draws or resuming):
-            ahead = Reordered(order, self._position, self._drawer() if draws else _as_it_is)
-        loader = self._loader if ahead is None else rebuilt(self._loader, ahead)
-        if not resuming or self._order is None:
-            return iter(loader), ahead
-        with replayed(self._loader, self._order):
-            iterator = iter(loader)
-            if ahead is not None:
-                ahead.prime()
-            else:
-                for _ in range(self._position):
-                    next(iterator, None)
-        return iterator, ahead
-
-    def _plan_epoch(self, planner: EpochPlanner) -> None:
-        generator = torch.Generator().manual_seed(stream_seed(self._seed, -1 - self._epoch))
-        with self.ledger.phase("pick"):
-            planner.plan(
-                epoch=self._epoch,
-                step=self._step,
-                total_steps=self._total_steps,
-                generator=generator,
-            )
-
-    def _drawer(self) -> Callable[[int, Indices], Indices | None]:
-        """Draws the rows of a candidate batch by a rule that needs no evidence."""
-        start = self._step  # workers read ahead of the step that is trained on
-
-        def draw(given: int, indices: Indices) -> Indices | None:
-            size = len(indices)
-            if not self._is_whole(size):
-                return None
-            k = rows_to_keep(self._keep, self._n_candidates or size)
-            generator = torch.Generator().manual_seed(stream_seed(self._seed, start + given))
-            evidence = Evidence(ids=torch.arange(size))
-            selection = self._selector.select(evidence, k, generator=generator)
-            return [indices[i] for i in selection.index.tolist()]
-
-        return draw
-
-    def _unpack(self, batch: Any) -> Candidates:
-        if isinstance(batch, Candidates):
-            return batch
-        if self._ids_key is not None and isinstance(batch, Mapping) and self._ids_key in batch:
-            return Candidates(batch[self._ids_key], batch)
-        what = type(batch).__name__
-        if isinstance(batch, Mapping):
-            what += f" with keys {sorted(map(str, batch))}"
-        raise DataError(
-            f"the loader's batches carry no ids: got {what}. Wrap the data set as "
-            "reducible.WithIds(dataset), or name the key that holds them with ids=…."
-        )
+            self._planner.remember(ids, loss, self._step)
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -425,78 +404,25 @@ class SelectingLoader:
         global random streams are the caller's to save.
         """
         return {
-            "epoch": self._epoch,
-            "position": self._position,
             "step": self._step,
-            "n_candidates": self._n_candidates,
-            "order": self._order or order_state(self._loader),
-            "inside": self._order is not None,
+            "passes": self._passes.state_dict(again=bool(self._waiting)),
+            "waiting": [part.state_dict() for part in self._waiting],
             "selector": self._selector.state_dict(),
             "shadows": {name: rule.state_dict() for name, rule in self._shadows.items()},
             "measuring": self._measuring.state_dict(),
-            "planner": self._planner.state_dict() if self._planner else None,
             "ledger": self.ledger.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``: the next iteration continues the pass it was taken in."""
-        self._epoch = state["epoch"]
-        self._position = state["position"]
         self._step = state["step"]
-        self._n_candidates = state["n_candidates"]
-        self._order = state["order"] if state["inside"] else None
-        self._resuming = state["inside"]
-        if not state["inside"]:
-            set_order_state(self._loader, state["order"])
+        self._passes.load_state_dict(state["passes"])
+        self._waiting = [_Part(**part) for part in state["waiting"]]
         self._selector.load_state_dict(state["selector"])
         for name, rule in self._shadows.items():
             rule.load_state_dict(state["shadows"][name])
         self._measuring.load_state_dict(state["measuring"])
-        if self._planner is not None:
-            self._planner.load_state_dict(state["planner"])
         self.ledger.load_state_dict(state["ledger"])
-
-
-def rows_to_keep(keep: float, candidates: int) -> int:
-    """n_b for a candidate batch of ``candidates`` rows.
-
-    >>> rows_to_keep(0.1, 320), rows_to_keep(16, 320)
-    (32, 16)
-    """
-    k = int(keep) if isinstance(keep, Integral) else math.floor(keep * candidates + 0.5)
-    if k < 1:
-        raise ConfigurationError(
-            f"keep={keep} of {candidates} candidates rounds to no row at all. Raise keep, or the "
-            "loader's batch size."
-        )
-    if k > candidates:
-        raise ConfigurationError(
-            f"keep={keep} rows, but the candidate batch has {candidates}. Give the loader the "
-            "larger batch size n_B; keep is what is trained on."
-        )
-    return k
-
-
-def _check_keep(keep: float) -> None:
-    whole = isinstance(keep, Integral) and not isinstance(keep, bool)
-    if not whole and (not isinstance(keep, Real) or isinstance(keep, bool)):
-        raise ConfigurationError(f"keep must be a number of rows or a share, got {keep!r}.")
-    if (whole and keep < 1) or (not whole and not 0 < keep <= 1):
-        raise ConfigurationError(
-            f"keep must be at least 1 row (int) or a share in (0, 1] (float), got {keep!r}."
-        )
-
-
-def stream_seed(seed: int, step: int) -> int:
-    """A seed of its own for every step, so that a choice depends on (seed, step) alone."""
-    x = (seed * 0x9E3779B97F4A7C15 + step + 1) & 0xFFFFFFFFFFFFFFFF
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-    return (x ^ (x >> 31)) & 0x7FFFFFFFFFFFFFFF
-
-
-def _as_it_is(given: int, indices: Indices) -> Indices:
-    return indices
 
 
 def _live(

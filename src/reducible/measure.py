@@ -11,13 +11,14 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from reducible.stores import IrreducibleLossStore
-from reducible.structure import gather
+from reducible.structure import gather, map_batch
 from reducible.tasks import Classification, Task, per_example
-from reducible.types import Candidates, DataError, Evidence, require_one_of
+from reducible.types import Candidates, DataError, Evidence, require_between, require_one_of
 
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ROWS_PER_PASS = 4096  # of repeated candidates in one batched pass with dropout on
@@ -35,14 +36,58 @@ class Scoring:
             A BatchNorm layer kept in eval mode inside a model in train mode is frozen on
             purpose, and stays so.
         precision: of the forward pass, by autocast; losses are computed in float32.
+        channels_last: lay images out with the channels last, which convolutions in low precision
+            are fastest on.
+        compile: score with ``torch.compile(model)``; the first passes compile.
+        resolution: shrink images [B, C, H, W] to so many rows and columns before scoring, for
+            networks that take any size.
+        max_length: cut token tensors [B, T] to their first so many columns before scoring.
+        updates_per_scoring: hand out so many batches of n_b from one scored candidate batch, best
+            rows first, which divides the cost of scoring; rows grow stale by as many updates.
+        max_age: take a loss from memory where it was seen at most so many steps ago, instead of
+            scoring; 0: never.
+        refresh: share of the remembered ones that is scored all the same, at random.
     """
 
     batchnorm: Literal["candidates", "running", "reference"] = "candidates"
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    channels_last: bool = False
+    compile: bool = False
+    resolution: int | None = None
+    max_length: int | None = None
+    updates_per_scoring: int = 1
+    max_age: int = 0
+    refresh: float = 0.0
 
     def __post_init__(self) -> None:
         require_one_of("batchnorm", self.batchnorm, ("candidates", "running", "reference"))
         require_one_of("precision", self.precision, tuple(_DTYPES))
+        require_one_of("channels_last", self.channels_last, (True, False))
+        require_one_of("compile", self.compile, (True, False))
+        for name in ("resolution", "max_length"):
+            if getattr(self, name) is not None:
+                require_between(name, getattr(self, name), 1, whole=True)
+        require_between("updates_per_scoring", self.updates_per_scoring, 1, whole=True)
+        require_between("max_age", self.max_age, 0, whole=True)
+        require_between("refresh", self.refresh, 0.0, 1.0)
+
+    def reduced(self, batch: Any) -> Any:
+        """``batch`` as the scoring pass sees it."""
+        if self.resolution is None and self.max_length is None and not self.channels_last:
+            return batch
+
+        def smaller(tensor: Tensor) -> Tensor:
+            if tensor.dim() == 4 and tensor.is_floating_point():
+                if self.resolution is not None and self.resolution < tensor.shape[-1]:
+                    size = (self.resolution, self.resolution)
+                    tensor = F.interpolate(tensor, size=size, mode="area")
+                if self.channels_last:
+                    tensor = tensor.contiguous(memory_format=torch.channels_last)
+            elif tensor.dim() == 2 and not tensor.is_floating_point():
+                tensor = tensor[:, : self.max_length]
+            return tensor
+
+        return map_batch(batch, smaller, lambda rows: rows)
 
 
 def measure(
@@ -95,8 +140,11 @@ def measure(
             found["groups"] = groups
         if needs & _ONE_PASS:
             wants_features = "features" in needs
+            runs = _compiled(model) if scoring.compile else model
             with _passes(model, scoring, seed=seed):
-                logits, features = task.forward(model, batch, features=wants_features)
+                logits, features = task.forward(
+                    runs, scoring.reduced(batch), features=wants_features
+                )
             logits = logits.float()  # [B, C]
             device = logits.device
             if "logits" in needs:
@@ -168,10 +216,20 @@ def _dropout_passes(
     with _passes(model, scoring, dropout=True, seed=seed):
         for first in range(0, samples, at_once):
             repeats = min(at_once, samples - first)
-            repeated = gather(batch, torch.arange(size).repeat(repeats), size)
+            repeated = gather(scoring.reduced(batch), torch.arange(size).repeat(repeats), size)
             logits = task.forward(model, repeated).logits.float()  # [s·B, C]
             parts.append(logits.view(repeats, size, -1))
     return torch.cat(parts)
+
+
+_compiled_models: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+
+
+def _compiled(model: nn.Module) -> Any:
+    """The model compiled for scoring; made once."""
+    if model not in _compiled_models:
+        _compiled_models[model] = torch.compile(model, dynamic=False)
+    return _compiled_models[model]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from reducible.ledger import Ledger, Phase
 from reducible.measure import RUNS_THE_MODEL, Scoring, measure
 from reducible.scorers import CoTrained
 from reducible.selectors import Look, Selector
-from reducible.stores import IrreducibleLossStore
+from reducible.stores import IrreducibleLossStore, LossMemory
 from reducible.structure import gather
 from reducible.tasks import Task
 from reducible.types import (
@@ -40,6 +40,8 @@ class Measuring:
         ledger: charged for it.
         store: of irreducible losses.
         irreducible: a live irreducible-loss model in the store's stead.
+        scorer: scores in the model's stead; learns along where it is CoTrained.
+        memory: of losses, where ``scoring.max_age`` lets them stand in for scoring.
         holdout: the group holdout loss.
         groups: [max id + 1] int64, the group of each id; the class where None.
         total_steps: planned updates.
@@ -54,12 +56,18 @@ class Measuring:
         *,
         store: IrreducibleLossStore | None = None,
         irreducible: CoTrained | None = None,
+        scorer: CoTrained | nn.Module | None = None,
+        memory: LossMemory | None = None,
         holdout: GroupHoldoutLoss | None = None,
         groups: Tensor | None = None,
         total_steps: int | None = None,
     ) -> None:
         self._model, self._task, self._scoring, self._ledger = model, task, scoring, ledger
         self._store, self._irreducible, self._holdout = store, irreducible, holdout
+        self._learner = scorer if isinstance(scorer, CoTrained) else None
+        frozen = scorer if isinstance(scorer, nn.Module) else model
+        self._scores_with = frozen if self._learner is None else self._learner.model
+        self._memory = memory
         self._groups = groups
         self._total_steps = total_steps
         self._flops: dict[tuple[frozenset[str], int], float] = {}  # per candidate
@@ -86,6 +94,11 @@ class Measuring:
                     f"the selector needs {name!r}, got {got}. Fit one with reducible.{fit}(…), or "
                     "load it, and pass store=…."
                 )
+        if self._scoring.max_age and needs & (RUNS_THE_MODEL - {"loss"}):
+            raise ConfigurationError(
+                f"max_age={self._scoring.max_age} remembers losses, but the selector needs "
+                f"{sorted(needs & RUNS_THE_MODEL)}, for which every candidate must be scored."
+            )
         if "total_steps" in needs and self._total_steps is None:
             raise ConfigurationError("the selector needs total_steps=<planned updates>.")
         if "group_holdout_loss" in needs and self._holdout is None:
@@ -157,7 +170,8 @@ class Measuring:
                     batch = gather(batch, rows, ids.numel())
                     ids = ids[rows.to(ids.device)]
                 here = Candidates(ids, batch)
-                context = self._context(needs, epoch, step)
+                wanted = needs | {"step"} if self._memory is not None else needs
+                context = self._context(wanted, epoch, step)
                 return evidence(here, needs, context, samples, seed, live)
 
         return look
@@ -184,12 +198,26 @@ class Measuring:
         live: CoTrained | None,
     ) -> Evidence:
         """Evidence, with its forwards and FLOPs on the ledger."""
+        if not needs & RUNS_THE_MODEL:
+            return self._evidence(candidates, needs, context, samples, seed, live)
+        if self._memory is not None:
+            return self._remembered(candidates, needs, context, seed)
+        return self._counted_pass(candidates, needs, context, samples, seed, live)
+
+    def _counted_pass(
+        self,
+        candidates: Candidates,
+        needs: frozenset[str],
+        context: Mapping[str, Tensor],
+        samples: int,
+        seed: int,
+        live: CoTrained | None,
+    ) -> Evidence:
+        """Evidence of one pass over all the candidates given."""
 
         def run() -> Evidence:
             return self._evidence(candidates, needs, context, samples, seed, live)
 
-        if not needs & RUNS_THE_MODEL:
-            return run()
         size, kind = candidates.ids.numel(), (needs, samples)
         if kind in self._flops:
             evidence = run()
@@ -205,6 +233,33 @@ class Measuring:
         counts.flops_score += int(size * self._flops[kind])
         return evidence
 
+    def _remembered(
+        self,
+        candidates: Candidates,
+        needs: frozenset[str],
+        context: Mapping[str, Tensor],
+        seed: int,
+    ) -> Evidence:
+        """Evidence whose losses come from memory where they are young enough."""
+        assert self._memory is not None
+        scoring, step, ids = self._scoring, int(context["step"]), candidates.ids.cpu()
+        old = self._memory.age(ids, step) > scoring.max_age  # [B]
+        generator = torch.Generator().manual_seed(seed)
+        old |= torch.rand(ids.numel(), generator=generator) < scoring.refresh
+        rows = old.nonzero().squeeze(1)  # [R]
+        rest = self._evidence(candidates, needs - {"loss"}, context, 0, seed, None)
+        if rows.numel():
+            part = Candidates(ids[rows], gather(candidates.batch, rows, ids.numel()))
+            fresh = self._counted_pass(part, frozenset({"loss"}), context, 0, seed, None)
+            self._memory.remember(part.ids, fresh.require("loss"), step)
+        loss = self._memory.lookup(ids).to(rest.ids.device)
+        return replace(rest, loss=loss, targets=self._task.targets(candidates.batch))
+
+    def remember(self, ids: Tensor, loss: Tensor, step: int) -> None:
+        """Keep losses ([K]) that training saw, where scoring may use them."""
+        if self._memory is not None:
+            self._memory.remember(ids, loss, step)
+
     def _evidence(
         self,
         candidates: Candidates,
@@ -216,7 +271,7 @@ class Measuring:
     ) -> Evidence:
         live = live if "irreducible_loss" in needs else None
         evidence = measure(
-            self._model,
+            self._scores_with,
             candidates,
             needs - {"irreducible_loss"} if live else needs,
             self._scoring,
@@ -240,14 +295,17 @@ class Measuring:
 
     def learn(self, batch: Any, weights: Tensor) -> None:
         """Step what learns along with the model, on the batch that is handed out."""
-        if self._irreducible is not None:
-            with self._ledger.phase("score"):
-                self._irreducible.step(self._task, batch, weights)
+        for learner in (self._irreducible, self._learner):
+            if learner is not None:
+                with self._ledger.phase("score"):
+                    learner.step(self._task, batch, weights)
 
     def state_dict(self) -> dict[str, Any]:
         """State of live models and averages."""
         return {
             "irreducible": self._irreducible.state_dict() if self._irreducible else None,
+            "scorer": self._learner.state_dict() if self._learner else None,
+            "memory": self._memory.state_dict() if self._memory else None,
             "holdout": self._holdout.state_dict() if self._holdout else None,
             "flops": [[sorted(needs), s, value] for (needs, s), value in self._flops.items()],
         }
@@ -256,6 +314,10 @@ class Measuring:
         """Take over the state of live models and averages."""
         if self._irreducible is not None:
             self._irreducible.load_state_dict(state["irreducible"])
+        if self._learner is not None:
+            self._learner.load_state_dict(state["scorer"])
+        if self._memory is not None:
+            self._memory.load_state_dict(state["memory"])
         if self._holdout is not None:
             self._holdout.load_state_dict(state["holdout"])
         self._flops = {(frozenset(needs), s): value for needs, s, value in state["flops"]}

@@ -22,10 +22,11 @@ from reducible.data import EMBEDDED, TensorSet, fashion_mnist, flip_labels
 from reducible.files import replacing
 from reducible.irreducible import cross_fit_irreducible_loss, fit_irreducible_loss
 from reducible.ledger import Ledger
-from reducible.loop import SelectingLoader, stream_seed, weighted_mean
+from reducible.loop import SelectingLoader, weighted_mean
 from reducible.measure import Scoring
 from reducible.models import MODELS
-from reducible.records import MetricsWriter, PickWriter, Tally, summarise, write_json
+from reducible.records import MetricsWriter, PickWriter, Tally, read_json, summarise, write_json
+from reducible.seeds import stream_seed
 from reducible.selectors import selector
 from reducible.stores import IrreducibleLossStore
 from reducible.types import ConfigurationError, require_between, require_one_of
@@ -46,7 +47,7 @@ class Recipe:
             the folder that REDUCIBLE_DATA names.
         model: row of MODELS.
         train_examples: size of the train set D, cut from the training images.
-        holdout_examples: size of the holdout, disjoint from D.
+        holdout_examples: size of the holdout, disjoint from D; 0: none.
         label_noise: share of D whose labels are flipped to another class.
         holdout_noise: the same for the holdout.
         n_b: rows trained on per update.
@@ -93,6 +94,13 @@ class Recipe:
         require_one_of("irreducible_model", self.irreducible_model, list(MODELS))
         require_one_of("schedule", self.schedule, ("constant", "cosine"))
         require_one_of("irreducible_from", self.irreducible_from, ("holdout", "cross-fit"))
+        fits = "irreducible_loss" in selector(self.selector, **self.hyperparameters).needs
+        if fits and self.irreducible_from == "holdout" and self.holdout_examples == 0:
+            raise ConfigurationError(
+                f"{self.selector} needs irreducible losses from a holdout of 0 examples. Ask for "
+                "more, or take irreducible_from='cross-fit'."
+            )
+        require_between("holdout_examples", self.holdout_examples, 0, whole=True)
         for name in ("train_examples", "n_b", "n_candidates", "steps", "evaluate_every"):
             require_between(name, getattr(self, name), 1, whole=True)
         require_between("n_b", self.n_b, 1, self.n_candidates, whole=True)
@@ -140,7 +148,7 @@ class Splits:
     """The data of one run."""
 
     train: TensorSet
-    holdout: TensorSet
+    holdout: TensorSet | None
     test: TensorSet
     corrupted: Tensor  # [max id + 1] bool, by id
 
@@ -166,7 +174,8 @@ def make_splits(recipe: Recipe, seed: int) -> Splits:
         return part.relabelled(noisy.targets)
 
     train = cut(order[: recipe.train_examples], recipe.label_noise)
-    holdout = cut(order[recipe.train_examples : wanted], recipe.holdout_noise)
+    rest = order[recipe.train_examples : wanted]
+    holdout = cut(rest, recipe.holdout_noise) if rest.numel() else None
     return Splits(train, holdout, test, corrupted)
 
 
@@ -184,7 +193,7 @@ def fit_store(
         "progress": progress,
     }
     make_model = MODELS[recipe.irreducible_model]
-    if recipe.irreducible_from == "cross-fit":
+    if recipe.irreducible_from == "cross-fit" or splits.holdout is None:
         return cross_fit_irreducible_loss(make_model, splits.train, **options)
     return fit_irreducible_loss(make_model, splits.holdout, splits.train, **options)
 
@@ -256,7 +265,12 @@ class Run:
         return self._go(store, checkpoint=None)
 
     def resume(self) -> dict[str, Any]:
-        """Go on from the last checkpoint, or from the start before the first one."""
+        """Go on from the last checkpoint, or from the start before the first one.
+
+        A finished run is left as it is; its summary is returned.
+        """
+        if (self.out / "summary.json").exists():
+            return read_json(self.out / "summary.json")
         path = self.out / "checkpoint.pt"
         checkpoint = torch.load(path, weights_only=True) if path.exists() else None
         if checkpoint is None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +97,12 @@ def collect(
 ) -> Path:
     """Write the results file of the finished runs of a recipe; returns its path."""
     runs: list[dict[str, Any]] = []
+    last = 0.0
     for seed in sorted(seeds):
         path = _folder(work, recipe, seed) / "summary.json"
         if path.exists():
             summary = read_json(path)
+            last = max(last, path.stat().st_mtime)
             short = {key: summary[key] for key in _SUMMARY} | {"selected": summary["selected"]}
             runs.append(
                 {
@@ -122,6 +125,7 @@ def collect(
                 "processor": platform.machine(),
                 "cores": os.cpu_count(),
                 "threads_per_run": 1,
+                "finished": datetime.fromtimestamp(last, UTC).isoformat(timespec="seconds"),
             },
             "seeds": runs,
         },
@@ -138,8 +142,8 @@ def parse_seeds(text: str) -> list[int]:
     seeds: list[int] = []
     try:
         for part in text.split(","):
-            first, _, last = part.partition("-")
-            run = range(int(first), int(last or first) + 1)
+            first, dash, last = part.partition("-")
+            run = range(int(first), int(last if dash else first) + 1)
             if not run:
                 raise ValueError(part)
             seeds.extend(run)

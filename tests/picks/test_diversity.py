@@ -57,6 +57,12 @@ def _cases() -> dict[str, tuple[np.ndarray, np.ndarray]]:
         "zero features": (scores, np.zeros((14, 5))),
         "some zero features": (scores, some_zero),
         "huge": (scores * 1e30, features * 1e200),
+        "huge and opposed": (scores, -abs(features) * 1e200),
+        "huge and tiny rows": (
+            scores,
+            features * np.where(np.arange(14) % 2, 1e200, 1e-200)[:, None],
+        ),
+        "huge and tiny entries": (scores, features * np.array([1e200, 1e-200, 1.0, 0.0, 1e150])),
         "tiny": (scores, features * 1e-200),
     }
 

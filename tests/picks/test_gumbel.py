@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -112,7 +113,7 @@ def test_rank_sample_ranks_equal_scores_at_random() -> None:
 
 def test_towards_zero_temperature_the_largest_in_order() -> None:
     scores = torch.tensor([0.1, 3.0, -2.0, 1.0])
-    chosen = soft_top_k(scores, 3, generator=_generator(), temperature=1e-30)
+    chosen = soft_top_k(scores, 3, generator=_generator(), temperature=1e-40)
     assert chosen.index.tolist() == [1, 3, 0]
 
 
@@ -123,6 +124,10 @@ def test_ties_fall_evenly_where_the_noise_is_rounded_away(scale: float) -> None:
         counts[gumbel_top_k(torch.full((8,), scale), 3, generator=generator).index] += 1
     error = math.sqrt(4000 * (3 / 8) * (5 / 8))
     assert bool(((counts - 1500).abs() <= 4 * error).all()), counts
+
+
+def test_the_pressure_of_the_paper() -> None:
+    assert inspect.signature(rank_sample).parameters["pressure"].default == 100.0
 
 
 PICKS = pytest.mark.parametrize("pick", [gumbel_top_k, soft_top_k, rank_sample])

@@ -42,6 +42,8 @@ def test_probabilities_and_weights_are_the_literal_ones(g: list[float], dtype: t
 
 def test_sums_do_not_overflow_single_precision() -> None:
     assert sampling_probabilities(torch.full((4,), 3e38)).tolist() == [0.25] * 4
+    huge = torch.full((4,), 1e308, dtype=torch.float64)
+    assert sampling_probabilities(huge).tolist() == [0.25] * 4
 
 
 def test_hand_worked() -> None:

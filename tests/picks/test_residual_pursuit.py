@@ -191,6 +191,39 @@ def test_a_row_without_a_direction_of_its_own_leaves_the_residual() -> None:
         assert index[0] % 2 != index[1] % 2  # one of each kind before a copy
 
 
+@pytest.mark.parametrize(("left", "random"), [(7e-7, True), (2e-6, False)])
+def test_the_residual_counts_down_to_a_millionth(left: float, random: bool) -> None:
+    """r = (1, left): after row 0 rows 1 and 2 pull in vain once that is under 10⁻⁶."""
+    f = torch.zeros(6, 2, dtype=torch.float64)
+    f[0, 0], f[1, 1], f[2, 1] = 6.0, 3.6 * left, 2.4 * left
+    h = torch.ones(6, 1, dtype=torch.float64)
+    second = set[int]()
+    for seed in range(60):
+        selection = residual_pursuit(h, f, 2, generator=_generator(seed))
+        assert selection.index[0] == 0
+        assert (selection.info["score"][1].item() == 0.0) is random
+        second.add(int(selection.index[1]))
+    assert second == ({1, 2, 3, 4, 5} if random else {1})
+
+
+@pytest.mark.parametrize(("across", "counts"), [(0.9e-6, False), (4e-6, True)])
+def test_a_direction_under_a_millionth_leaves_the_residual(across: float, counts: bool) -> None:
+    """Rows (1, 0), (1, a) and a hundred (0, a/2): of the first two the second pick adds only a."""
+    f = torch.zeros(104, 2, dtype=torch.float64)
+    f[:2, 0], f[1, 1], f[2:102, 1] = 1.0, across, across / 2
+    h = torch.ones(104, 1, dtype=torch.float64)
+    selection = residual_pursuit(h, f, 6, generator=_generator())
+    index, score = selection.index.tolist(), selection.info["score"].tolist()
+    assert index[:2] == [1, 0]
+    assert min(score[:2]) > 0.0
+    if counts:  # the first two explain all: the rest is random
+        assert score[2:] == [0.0] * 4
+    else:
+        assert 2 <= index[2] < 102
+        assert score[2] > 0.0
+        assert score[3:] == [0.0] * 3
+
+
 def test_no_gradient_gives_random_rows() -> None:
     generator, counts = _generator(7), np.zeros(5)
     for _ in range(2000):

@@ -100,3 +100,12 @@ def test_extremes(scale: float, size: int) -> None:
 
 def test_one_candidate() -> None:
     assert _size(rd.selector("rho_ema"), [0.3], 1) == 1
+
+
+def test_the_average_is_kept_in_double() -> None:
+    rule = rd.selector("rho_ema")
+    evidence = rd.Evidence(
+        ids=torch.arange(3), loss=torch.full((3,), 0.1), irreducible_loss=torch.zeros(3)
+    )
+    rule.observe(evidence, rule.select(evidence, 1, generator=torch.Generator()))
+    assert rule.state_dict()["average"].dtype == torch.float64

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -37,7 +37,7 @@ def test_in_data_order_is_the_order_of_the_ids_given() -> None:
 
 def test_age_counts_steps_since_an_id_was_seen() -> None:
     ages = _some().age(torch.tensor([7, 3, 0]), step=10)
-    assert ages.tolist() == [6, 1, 11]
+    assert ages.tolist() == [6, 1, 2**62]
 
 
 def test_empty_until_the_first_loss() -> None:
@@ -47,6 +47,7 @@ def test_empty_until_the_first_loss() -> None:
     assert not memory.empty
 
 
+@settings(deadline=None)
 @given(
     n=st.integers(1, 30),
     calls=st.lists(st.lists(st.integers(0, 29), unique=True, min_size=1), max_size=8),

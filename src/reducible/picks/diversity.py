@@ -46,8 +46,8 @@ def diverse_top_k(
     names = torch.arange(size, device=scores.device) if ids is None else ids
     require_finite(features, names, "a feature", _CURE)
     order = torch.randperm(size, generator=generator, device=scores.device)  # ties at random
-    left = scores[order].clone()  # [B] −inf once chosen
-    unit = F.normalize(_rescaled(features[order]).to(scores.dtype), dim=1, eps=0.0).nan_to_num_(0.0)
+    left = scores[order]  # [B] −inf once chosen
+    unit = F.normalize(_rescaled(features[order]).to(scores.dtype), dim=1)  # [B, D] zero stays 0
     penalty = torch.zeros_like(left)  # [B]
     chosen = torch.empty(k, dtype=torch.int64, device=scores.device)
     for step in range(k):

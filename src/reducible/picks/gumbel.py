@@ -33,7 +33,7 @@ def gumbel_top_k(
     noise = torch.empty(log_weights.shape, dtype=torch.float64, device=log_weights.device)
     noise.exponential_(generator=generator).log_().neg_()
     # Beside a huge log-weight the noise is rounded away: ties must still fall by the generator.
-    index = top_k(log_weights.double() + noise, k, generator=generator).index
+    index = top_k(log_weights + noise, k, generator=generator).index
     return Selection(
         index=index, weight=log_weights.new_ones(k), info={"score": log_weights[index]}
     )
@@ -56,7 +56,6 @@ def soft_top_k(
         ids: [B] int64, named in errors.
         temperature: > 0; towards 0 the k largest scores, towards ∞ uniform.
     """
-    check_scores(scores, k, ids)
     drawn = gumbel_top_k(scores.double() / temperature, k, generator=generator, ids=ids)
     return Selection(drawn.index, scores.new_ones(k), {"score": scores[drawn.index]})
 

@@ -40,7 +40,7 @@ def sampling_probabilities(scores: Tensor) -> Tensor:
     """g_i / Σg in float64 ([B]); uniform where all g_i are zero."""
     if bool((scores < 0).any()):
         raise SelectionError("importance sampling needs scores that are not negative.")
-    largest = scores.amax().double()
+    largest = scores.amax()
     if float(largest) == 0.0:
         return torch.full_like(scores, 1.0 / scores.numel(), dtype=torch.float64)
     scaled = scores.double() / largest  # huge scores would overflow the sum

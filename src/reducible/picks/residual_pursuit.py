@@ -55,12 +55,12 @@ def residual_pursuit(
     chosen = torch.empty(k, dtype=torch.int64, device=h.device)
     pull = h.new_zeros(k)  # [K] |⟨G_i, r⟩| when picked
     done = 0
-    while done < k and start > 0.0 and left > _SMALL**2 * start:
+    while done < k and left > _SMALL**2 * start:
         size_of = towards.abs().masked_fill(picked, -1.0 if rule == "greedy" else 0.0)
         if rule == "sample":
             if not bool(size_of.any()):
                 break
-            new = int(torch.multinomial(size_of / size_of.amax(), 1, generator=generator))
+            new = int(torch.multinomial(size_of, 1, generator=generator))
         else:
             new = int(size_of.argmax())
         chosen[done], pull[done] = new, size_of[new]

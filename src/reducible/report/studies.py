@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,11 +13,11 @@ from reducible.report.tables import percent
 
 
 def newest_results(results: Path, recipe: str) -> dict[str, Any]:
-    """The results file of ``recipe`` that was written last; raises ReducibleError without one."""
-    files = sorted((results / recipe).glob("*.json"), key=lambda path: path.stat().st_mtime)
-    if not files:
+    """The results file of ``recipe`` that was finished last; raises ReducibleError without one."""
+    found = [read_json(path) for path in sorted((results / recipe).glob("*.json"))]
+    if not found:
         raise record_error(f"no results of {recipe} in {results}: run `reducible sweep {recipe}`.")
-    return read_json(files[-1])
+    return max(found, key=lambda result: result["machine"]["finished"])
 
 
 def demo_table(results: Path, recipes: Mapping[str, str], baseline: str) -> str:

@@ -54,7 +54,7 @@ class RhoEma(Selector):
             if value is not None:
                 require_between(name, value, 1, whole=True)
         if k_max is not None:
-            require_between("k_min", k_min, 1, k_max, whole=True)
+            require_between("k_min", k_min, 1, k_max)
         self._beta, self._alpha = beta, alpha
         self._k_base, self._k_min, self._k_max = k_base, k_min, k_max
         self._average: Tensor | None = None  # [] float64

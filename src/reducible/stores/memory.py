@@ -49,8 +49,9 @@ class LossMemory:
         return self._loss[self._rows(ids.cpu())]
 
     def age(self, ids: Tensor, step: int) -> Tensor:
-        """Steps since each of ``ids`` ([B]) was seen: [B] int64; ``step + 1`` if never."""
-        return step - self._step[self._rows(ids.cpu())]
+        """Steps since each of ``ids`` ([B]) was seen: [B] int64; 2**62 if never."""
+        seen_at = self._step[self._rows(ids.cpu())]
+        return torch.where(seen_at < 0, 2**62, step - seen_at)
 
     @property
     def in_data_order(self) -> Tensor:

@@ -1,0 +1,237 @@
+"""Passes over the candidates: whole candidate batches, or rows that are chosen before loading."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from numbers import Integral, Real
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from reducible.epochs import EpochPlanner
+from reducible.ledger import Ledger
+from reducible.loaders import (
+    Indices,
+    Reordered,
+    batch_size_of,
+    index_batches,
+    order_state,
+    rebuilt,
+    replayed,
+    set_order_state,
+)
+from reducible.seeds import stream_seed
+from reducible.selectors import Selector
+from reducible.types import Candidates, ConfigurationError, DataError, Evidence
+
+
+@final
+class CandidatePasses:
+    """The candidate batches of a loader, pass by pass; remembers where it is.
+
+    A rule that needs no evidence has its rows drawn before they are loaded, and a rule that decides
+    by epoch has the epoch's order re-planned, wherever the loader's order can be read ahead.
+
+    Args:
+        loader: yields Candidates, or mappings with ids under ``ids_key``.
+        ids_key: see ``loader``.
+        keep: n_b, or a share of n_B.
+        seed: of draws and plans.
+        ledger: charged for loading.
+        blind: a rule that needs no evidence, whose rows are drawn ahead.
+        planner: of a rule that decides by epoch.
+        total_steps: planned updates, for the planner.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        *,
+        ids_key: str | None,
+        keep: float,
+        seed: int,
+        ledger: Ledger,
+        blind: Selector | None = None,
+        planner: EpochPlanner | None = None,
+        total_steps: int | None = None,
+    ) -> None:
+        check_keep(keep)
+        size = batch_size_of(loader)
+        if size is not None:
+            rows_to_keep(keep, size)
+        self._loader, self._ids_key = loader, ids_key
+        self._keep, self._seed, self._ledger = keep, seed, ledger
+        self._planner, self._total_steps = planner, total_steps
+        self._indices = index_batches(loader)
+        self._blind = blind if self._indices is not None else None
+        self.epoch = -1  # passes begun, from 0
+        self._position = 0  # batches of this pass that are done with
+        self._n_candidates: int | None = None  # n_B: the first batch's size
+        self._order: dict[str, Any] | None = None  # where this pass's order began
+        self._resuming = False
+
+    def rows(self, size: int) -> int:
+        """n_b for a candidate batch of ``size`` rows."""
+        return rows_to_keep(self._keep, self._n_candidates or size)
+
+    def walk(self, step: int) -> Iterator[tuple[Candidates, Tensor | None]]:
+        """Candidate batches of one pass; with weights [K] where their rows are chosen already.
+
+        Args:
+            step: batches handed out so far, over all passes.
+        """
+        with self._ledger.phase("load"):
+            iterator, ahead = self._open(step)
+        while True:
+            with self._ledger.phase("load"):
+                try:
+                    candidates = self._unpack(next(iterator))
+                except StopIteration:
+                    break
+            self._position = ahead.ends.popleft() if ahead else self._position + 1
+            size = candidates.ids.numel()
+            if self._planner is not None:
+                yield candidates, self._planner.weights(self._position - 1)
+            elif self._blind is not None:
+                yield candidates, torch.ones(size)
+            elif self._is_whole(size):
+                yield candidates, None
+        self._order, self._position = None, 0
+
+    def _is_whole(self, size: int) -> bool:
+        """Whether a candidate batch has n_B rows, which is the first one's number."""
+        if self._n_candidates is None:
+            rows_to_keep(self._keep, size)
+            self._n_candidates = size
+        return size >= self._n_candidates
+
+    def _open(self, step: int) -> tuple[Iterator[Any], Reordered | None]:
+        """An iterator over the loader, at the saved position where a pass is resumed.
+
+        With it the order that is read ahead of loading, where there is one.
+        """
+        resuming, self._resuming = self._resuming, False
+        if not resuming:
+            self.epoch += 1
+            self._position = 0
+            self._order = order_state(self._loader)
+            if self._planner is not None:
+                self._plan(self._planner, step)
+        ahead: Reordered | None = None
+        if self._planner is not None:
+            ahead = Reordered(self._planner.batches(), self._position, _as_it_is)
+        elif self._indices is not None and (self._blind is not None or resuming):
+            draw = _as_it_is if self._blind is None else self._drawer(self._blind, step)
+            ahead = Reordered(self._indices, self._position, draw)
+        loader = self._loader if ahead is None else rebuilt(self._loader, ahead)
+        if not resuming or self._order is None:
+            return iter(loader), ahead
+        with replayed(self._loader, self._order):
+            iterator = iter(loader)
+            if ahead is not None:
+                ahead.prime()
+            else:
+                for _ in range(self._position):
+                    next(iterator, None)
+        return iterator, ahead
+
+    def _plan(self, planner: EpochPlanner, step: int) -> None:
+        generator = torch.Generator().manual_seed(stream_seed(self._seed, -1 - self.epoch))
+        with self._ledger.phase("pick"):
+            planner.plan(
+                epoch=self.epoch, step=step, total_steps=self._total_steps, generator=generator
+            )
+
+    def _drawer(self, rule: Selector, step: int) -> Callable[[int, Indices], Indices | None]:
+        """Draws rows of the n-th candidate batch from here, which will be at ``step`` + n.
+
+        Workers read ahead of the step that is trained on, so the step is counted, not asked for.
+        """
+
+        def draw(given: int, indices: Indices) -> Indices | None:
+            size = len(indices)
+            if not self._is_whole(size):
+                return None
+            generator = torch.Generator().manual_seed(stream_seed(self._seed, step + given))
+            evidence = Evidence(ids=torch.arange(size))
+            selection = rule.select(evidence, self.rows(size), generator=generator)
+            return [indices[i] for i in selection.index.tolist()]
+
+        return draw
+
+    def _unpack(self, batch: Any) -> Candidates:
+        if isinstance(batch, Candidates):
+            return batch
+        if self._ids_key is not None and isinstance(batch, Mapping) and self._ids_key in batch:
+            return Candidates(batch[self._ids_key], batch)
+        what = type(batch).__name__
+        if isinstance(batch, Mapping):
+            what += f" with keys {sorted(map(str, batch))}"
+        raise DataError(
+            f"the loader's batches carry no ids: got {what}. Wrap the data set as "
+            "reducible.WithIds(dataset), or name the key that holds them with ids=…."
+        )
+
+    def state_dict(self, *, again: bool = False) -> dict[str, Any]:
+        """Where this pass is, and where its order began.
+
+        Args:
+            again: load the last batch once more on resuming; not all of it was handed out.
+        """
+        return {
+            "epoch": self.epoch,
+            "position": self._position - again,
+            "n_candidates": self._n_candidates,
+            "order": self._order or order_state(self._loader),
+            "inside": self._order is not None,
+            "planner": self._planner.state_dict() if self._planner else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The next walk continues the pass that ``state`` was taken in."""
+        self.epoch = state["epoch"]
+        self._position = state["position"]
+        self._n_candidates = state["n_candidates"]
+        self._order = state["order"] if state["inside"] else None
+        self._resuming = state["inside"]
+        if not state["inside"]:
+            set_order_state(self._loader, state["order"])
+        if self._planner is not None:
+            self._planner.load_state_dict(state["planner"])
+
+
+def rows_to_keep(keep: float, candidates: int) -> int:
+    """n_b for a candidate batch of ``candidates`` rows.
+
+    >>> rows_to_keep(0.1, 320), rows_to_keep(16, 320)
+    (32, 16)
+    """
+    k = int(keep) if isinstance(keep, Integral) else math.floor(keep * candidates + 0.5)
+    if k < 1:
+        raise ConfigurationError(
+            f"keep={keep} of {candidates} candidates rounds to no row at all. Raise keep, or the "
+            "loader's batch size."
+        )
+    if k > candidates:
+        raise ConfigurationError(
+            f"keep={keep} rows, but the candidate batch has {candidates}. Give the loader the "
+            "larger batch size n_B; keep is what is trained on."
+        )
+    return k
+
+
+def check_keep(keep: float) -> None:
+    """Raise ConfigurationError unless ``keep`` is a number of rows or a share in (0, 1]."""
+    whole = isinstance(keep, Integral) and not isinstance(keep, bool)
+    if not whole and (not isinstance(keep, Real) or isinstance(keep, bool)):
+        raise ConfigurationError(f"keep must be a number of rows or a share, got {keep!r}.")
+    if (whole and keep < 1) or (not whole and not 0 < keep <= 1):
+        raise ConfigurationError(
+            f"keep must be at least 1 row (int) or a share in (0, 1] (float), got {keep!r}."
+        )
+
+
+def _as_it_is(given: int, indices: Indices) -> Indices:
+    return indices
