@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src"
 FOLDERS = ("scores", "picks", "selectors")
 TESTS = ("tests/scores", "tests/picks", "tests/selectors", "tests/contract")
-SECONDS = 180  # a mutant that loops for ever is caught, too
+PATIENCE = 10  # seconds, and times what a test takes; a mutant that loops for ever is caught, too
 
 OTHER_OPERATOR: dict[type[ast.AST], type[ast.AST]] = {
     ast.Add: ast.Sub,
@@ -251,10 +251,14 @@ class Watch:
 
 
 class Choose:
-    """pytest plugin: only the tests given, in their order."""
+    """pytest plugin: only the tests given, in their order, each within its time."""
 
-    def __init__(self, tests: list[str]) -> None:
+    def __init__(self, tests: list[str], watch: Watch) -> None:
         self.place = {test: place for place, test in enumerate(tests)}
+        self.seconds = watch.seconds
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        signal.alarm(int(PATIENCE + PATIENCE * self.seconds[item.nodeid]))
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         items[:] = sorted(
@@ -290,7 +294,7 @@ def watched(arguments: list[str]) -> Watch | None:
 
 
 def tests_for(path: Path, line: int, watch: Watch) -> list[str]:
-    """Tests that enter the function around ``line`` (any of the file, outside one), fast first."""
+    """Tests that enter the function around ``line`` (all, outside of one), fast first."""
     functions = [
         n
         for n in ast.walk(ast.parse(path.read_text()))
@@ -300,14 +304,14 @@ def tests_for(path: Path, line: int, watch: Watch) -> list[str]:
     tests = [
         test
         for test, entered in watch.entered.items()
-        if any(f == str(path) and (not starts or at in starts) for f, at in entered)
+        if not starts or any(f == str(path) and at in starts for f, at in entered)
     ]
     return sorted(tests or watch.entered, key=lambda test: watch.seconds[test])  # else at import
 
 
-def _pass(tests: list[str], arguments: list[str]) -> bool:
+def _pass(tests: list[str], watch: Watch, arguments: list[str]) -> bool:
     files = sorted({test.partition("::")[0] for test in tests})  # few files are collected faster
-    return _run(Choose(tests), files, arguments) == 0
+    return _run(Choose(tests, watch), files, arguments) == 0
 
 
 def start(path: Path, mutant: Mutant, watch: Watch, arguments: list[str]) -> int:
@@ -315,7 +319,6 @@ def start(path: Path, mutant: Mutant, watch: Watch, arguments: list[str]) -> int
     pid = os.fork()
     if pid:
         return pid
-    signal.alarm(SECONDS)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
@@ -325,7 +328,7 @@ def start(path: Path, mutant: Mutant, watch: Watch, arguments: list[str]) -> int
         tests = tests_for(path, mutant[2], watch)
         about = [t for t in tests if path.stem.strip("_") in t.partition("::")[0]]
         others = [t for t in tests if t not in about]
-        code = int(all(_pass(some, arguments) for some in (about, others) if some))
+        code = int(all(_pass(some, watch, arguments) for some in (about, others) if some))
     except BaseException:  # a module that no longer imports is caught
         code = 0
     os._exit(code)
@@ -333,7 +336,7 @@ def start(path: Path, mutant: Mutant, watch: Watch, arguments: list[str]) -> int
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="files whose path holds this")
+    parser.add_argument("--only", default="", help="files whose path holds one of these, by commas")
     parser.add_argument("--every", type=int, default=1, help="one mutant in so many")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--deselect", action="append", default=[], help="tests to leave out")
@@ -347,7 +350,12 @@ def main() -> int:
     torch.set_num_threads(1)
 
     paths = [p for f in FOLDERS for p in sorted((SOURCE / "reducible" / f).glob("*.py"))]
-    work = [(p, m) for p in paths if chosen.only in str(p) for m in mutants(p)][:: chosen.every]
+    work = [
+        (p, m)
+        for p in paths
+        if any(o in str(p) for o in chosen.only.split(","))
+        for m in mutants(p)
+    ][:: chosen.every]
     watch = watched(arguments)
     if watch is None:
         print("The tests fail before anything is changed.")

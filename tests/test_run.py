@@ -10,20 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import reducible as rd
+from reducible.data import TensorSet
 from reducible.ledger import PHASES
+from reducible.recipe import Recipe
 from reducible.recipes import RECIPES, recipe
 from reducible.records import read_json, read_metrics, read_picks
-from reducible.run import (
-    Recipe,
-    Run,
-    accuracy_and_loss,
-    final_accuracy,
-    make_splits,
-    refuse_used_folder,
-    with_target,
-)
+from reducible.run import Run, evaluate, final_accuracy, refuse_used_folder, with_target
+from reducible.splits import make_splits
 
 STEPS = 30
 SHORT = {
@@ -336,6 +332,7 @@ def test_more_data_than_there_is() -> None:
 
 def test_splits_are_disjoint_noisy_where_asked_and_by_seed() -> None:
     splits = make_splits(_recipe("demo/rho"), 1)
+    assert splits.holdout is not None
     train, holdout = splits.train.ids, splits.holdout.ids
     assert not set(train.tolist()) & set(holdout.tolist())
     clean = make_splits(_recipe("demo/rho", label_noise="0"), 1)
@@ -363,17 +360,14 @@ def test_a_target_is_read_off_the_curve() -> None:
     assert with_target({"curve": curve}, 0.71)["steps_to_target"] is None
 
 
-def test_accuracy_and_loss_by_hand() -> None:
-    from torch import nn
-
-    from reducible.data import TensorSet
-
+def test_evaluation_by_hand() -> None:
     x = torch.tensor([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [2.0, 0.0, 0.0]])
     data = TensorSet(x, torch.tensor([0, 1, 2]))
     model = nn.Sequential(nn.Dropout(0.9)).train()
-    accuracy, loss = accuracy_and_loss(model, data)
-    assert accuracy == pytest.approx(2 / 3)
-    assert loss == pytest.approx((0.239545 * 2 + 2.239545) / 3, abs=1e-5)
+    found = evaluate(model, data)
+    assert found.accuracy == pytest.approx(2 / 3)
+    assert found.by_class == [1.0, 1.0, 0.0]
+    assert found.loss == pytest.approx((0.239545 * 2 + 2.239545) / 3, abs=1e-5)
     assert model.training
 
 

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 import reducible as rd
 import reducible.sweep
 from reducible.ledger import PHASES
+from reducible.recipe import Recipe
 from reducible.records import read_json, read_picks
-from reducible.run import Recipe, Run
+from reducible.run import Run
 from reducible.sweep import collect, parse_seeds, run_sweep
 
 TINY = Recipe(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 import torch
@@ -219,7 +219,18 @@ def _dropout_passes(
             repeated = gather(scoring.reduced(batch), torch.arange(size).repeat(repeats), size)
             logits = task.forward(model, repeated).logits.float()  # [s·B, C]
             parts.append(logits.view(repeats, size, -1))
-    return torch.cat(parts)
+    passes = torch.cat(parts)  # [S, B, C]
+    if samples > 1 and model not in _has_dropout:
+        if torch.equal(passes[0], passes[1]):
+            raise DataError(
+                "two passes with dropout on gave the same logits: the model has no dropout, so its "
+                "passes tell nothing of uncertainty. Use a network with dropout, or another rule."
+            )
+        _has_dropout.add(model)
+    return passes
+
+
+_has_dropout: WeakSet[nn.Module] = WeakSet()
 
 
 _compiled_models: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()

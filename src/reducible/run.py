@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import platform
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -18,198 +17,78 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from reducible import schedules
-from reducible.data import EMBEDDED, TensorSet, fashion_mnist, flip_labels
+from reducible.data import TensorSet
 from reducible.files import replacing
-from reducible.irreducible import cross_fit_irreducible_loss, fit_irreducible_loss
+from reducible.ingredients import (
+    candidate_loader,
+    evaluation_batches,
+    irreducible_store,
+    loader_options,
+)
 from reducible.ledger import Ledger
-from reducible.loop import SelectingLoader, weighted_mean
-from reducible.measure import Scoring
+from reducible.loop import Chosen, SelectingLoader, weighted_mean
 from reducible.models import MODELS
-from reducible.records import MetricsWriter, PickWriter, Tally, read_json, summarise, write_json
+from reducible.recipe import Recipe
+from reducible.records import (
+    MetricsWriter,
+    PickWriter,
+    Tally,
+    read_json,
+    read_metrics,
+    summarise,
+    write_json,
+)
 from reducible.seeds import stream_seed
-from reducible.selectors import selector
+from reducible.splits import Splits, make_splits
 from reducible.stores import IrreducibleLossStore
-from reducible.types import ConfigurationError, require_between, require_one_of
+from reducible.types import ConfigurationError, require_between
 
 _FINAL_EVALUATIONS = 5  # final accuracy is the mean of the last so many
 
 
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """Everything that decides a run but its seed.
+def per_example_loss(name: str, logits: Tensor, targets: Tensor) -> Tensor:
+    """[K] losses of a recipe: cross-entropy, smoothed by 0.1, or (1 − p_y^q)/q with q = 0.7.
 
-    Attributes:
-        name: as the command line knows it.
-        selector: row of SELECTORS.
-        hyperparameters: of the selector.
-        dataset: ``"fashion-mnist-30k"`` is embedded; ``"fashion-mnist"`` is the full one, from
-            the folder that REDUCIBLE_DATA names.
-        model: row of MODELS.
-        train_examples: size of the train set D, cut from the training images.
-        holdout_examples: size of the holdout, disjoint from D; 0: none.
-        label_noise: share of D whose labels are flipped to another class.
-        holdout_noise: the same for the holdout.
-        n_b: rows trained on per update.
-        n_candidates: rows of a candidate batch (n_B).
-        steps: updates.
-        learning_rate: of AdamW.
-        weight_decay: of AdamW.
-        schedule: of the learning rate over the steps.
-        evaluate_every: updates between evaluations on the test set.
-        batchnorm: statistics used for scoring, see Scoring.
-        irreducible_model: row of MODELS.
-        irreducible_epochs: passes over the holdout.
-        irreducible_batch: rows per update of the irreducible-loss model.
-        irreducible_smoothing: of the labels, in updates of the irreducible-loss model.
-        irreducible_from: ``"holdout"``, or ``"cross-fit"`` of D in two folds.
+    The last is generalised cross-entropy (Zhang & Sabuncu 2018).
     """
-
-    name: str
-    selector: str
-    hyperparameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    dataset: Literal["fashion-mnist-30k", "fashion-mnist"] = "fashion-mnist-30k"
-    model: str = "mlp-512"
-    train_examples: int = 20_000
-    holdout_examples: int = 10_000
-    label_noise: float = 0.1
-    holdout_noise: float = 0.0
-    n_b: int = 32
-    n_candidates: int = 320
-    steps: int = 3000
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    schedule: Literal["constant", "cosine"] = "constant"
-    evaluate_every: int = 50
-    batchnorm: Literal["candidates", "running", "reference"] = "candidates"
-    irreducible_model: str = "mlp-128"
-    irreducible_epochs: int = 6
-    irreducible_batch: int = 64
-    irreducible_smoothing: float = 0.0
-    irreducible_from: Literal["holdout", "cross-fit"] = "holdout"
-
-    def __post_init__(self) -> None:
-        require_one_of("dataset", self.dataset, ("fashion-mnist-30k", "fashion-mnist"))
-        require_one_of("model", self.model, list(MODELS))
-        require_one_of("irreducible_model", self.irreducible_model, list(MODELS))
-        require_one_of("schedule", self.schedule, ("constant", "cosine"))
-        require_one_of("irreducible_from", self.irreducible_from, ("holdout", "cross-fit"))
-        fits = "irreducible_loss" in selector(self.selector, **self.hyperparameters).needs
-        if fits and self.irreducible_from == "holdout" and self.holdout_examples == 0:
-            raise ConfigurationError(
-                f"{self.selector} needs irreducible losses from a holdout of 0 examples. Ask for "
-                "more, or take irreducible_from='cross-fit'."
-            )
-        require_between("holdout_examples", self.holdout_examples, 0, whole=True)
-        for name in ("train_examples", "n_b", "n_candidates", "steps", "evaluate_every"):
-            require_between(name, getattr(self, name), 1, whole=True)
-        require_between("n_b", self.n_b, 1, self.n_candidates, whole=True)
-        require_between("n_candidates", self.n_candidates, 1, self.train_examples, whole=True)
-        for name in ("label_noise", "holdout_noise"):
-            require_between(name, getattr(self, name), 0.0, 1.0)
-        require_between("learning_rate", self.learning_rate, 0.0, open_low=True)
-        Scoring(batchnorm=self.batchnorm)
-        selector(self.selector, **self.hyperparameters)
-
-    def with_settings(self, settings: Mapping[str, str]) -> Recipe:
-        """This recipe with fields replaced, values given as text (``"500"``, ``"mlp-64"``).
-
-        Raises:
-            ConfigurationError: no such field, or a value of another type.
-        """
-        types = {f.name: f.type for f in fields(self)}
-        changes: dict[str, Any] = {}
-        for name, text in settings.items():
-            if name not in types or name == "name":
-                known = ", ".join(n for n in types if n != "name")
-                raise ConfigurationError(f"a recipe has no setting {name!r}. It has: {known}.")
-            old = getattr(self, name)
-            if isinstance(old, str):
-                changes[name] = text
-                continue
-            try:
-                value = json.loads(text)
-            except ValueError:
-                value = text
-            wanted = Mapping if isinstance(old, Mapping) else type(old)
-            if wanted is float and isinstance(value, int):
-                value = float(value)
-            if not isinstance(value, wanted) or isinstance(value, bool):
-                raise ConfigurationError(
-                    f"{name}={text!r} is no {types[name]}; it is {old!r} by default."
-                )
-            changes[name] = value
-        return replace(self, **changes)
+    if name == "generalised":
+        log_p = -F.cross_entropy(logits, targets, reduction="none")
+        return (1.0 - (0.7 * log_p).exp()) / 0.7
+    smoothing = 0.1 if name == "label-smoothing" else 0.0
+    return F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Splits:
-    """The data of one run."""
+class Evaluation:
+    """How good a model is.
 
-    train: TensorSet
-    holdout: TensorSet | None
-    test: TensorSet
-    corrupted: Tensor  # [max id + 1] bool, by id
+    Attributes:
+        accuracy: share of correct predictions.
+        loss: mean cross-entropy.
+        by_class: accuracy of each class that occurs.
+    """
 
-
-def make_splits(recipe: Recipe, seed: int) -> Splits:
-    """Cut train set and holdout from the training images, and flip labels; by seed."""
-    generator = torch.Generator().manual_seed(stream_seed(seed, 0))
-    root = EMBEDDED if recipe.dataset == "fashion-mnist-30k" else None
-    pool, test = fashion_mnist("train", root=root), fashion_mnist("test", root=root)
-    wanted = recipe.train_examples + recipe.holdout_examples
-    if wanted > len(pool):
-        raise ConfigurationError(
-            f"train and holdout want {wanted} examples, the data set has {len(pool)}. Ask for "
-            "fewer, or take dataset='fashion-mnist'."
-        )
-    order = torch.randperm(len(pool), generator=generator)
-    corrupted = torch.zeros(len(pool), dtype=torch.bool)
-
-    def cut(positions: Tensor, share: float) -> TensorSet:
-        part = pool.subset(positions)
-        noisy = flip_labels(part.targets, share, num_classes=part.num_classes, generator=generator)
-        corrupted[part.ids] = noisy.corrupted
-        return part.relabelled(noisy.targets)
-
-    train = cut(order[: recipe.train_examples], recipe.label_noise)
-    rest = order[recipe.train_examples : wanted]
-    holdout = cut(rest, recipe.holdout_noise) if rest.numel() else None
-    return Splits(train, holdout, test, corrupted)
-
-
-def fit_store(
-    recipe: Recipe, splits: Splits, seed: int, *, ledger: Ledger, progress: bool | Progress
-) -> IrreducibleLossStore:
-    """The irreducible losses that the recipe asks for."""
-    options: dict[str, Any] = {
-        "epochs": recipe.irreducible_epochs,
-        "label_smoothing": recipe.irreducible_smoothing,
-        "batch_size": recipe.irreducible_batch,
-        "make_optimizer": lambda parameters: torch.optim.AdamW(parameters, fused=True),
-        "seed": seed,
-        "ledger": ledger,
-        "progress": progress,
-    }
-    make_model = MODELS[recipe.irreducible_model]
-    if recipe.irreducible_from == "cross-fit" or splits.holdout is None:
-        return cross_fit_irreducible_loss(make_model, splits.train, **options)
-    return fit_irreducible_loss(make_model, splits.holdout, splits.train, **options)
+    accuracy: float
+    loss: float
+    by_class: list[float]
 
 
 @torch.inference_mode()
-def accuracy_and_loss(model: nn.Module, data: TensorSet) -> tuple[float, float]:
-    """Share of correct predictions and mean loss, in eval mode."""
+def evaluate(model: nn.Module, data: TensorSet) -> Evaluation:
+    """Accuracy and loss in eval mode; the model's mode is given back."""
     was_training = model.training
     model.eval()
-    correct, loss = 0, 0.0
-    for _, (x, y) in data.loader(1000, shuffle=False, drop_last=False):
+    correct = torch.zeros(data.num_classes, dtype=torch.int64)
+    loss = 0.0
+    for _, (x, y) in evaluation_batches(data):
         logits = model(x)  # [B, C]
-        correct += int((logits.argmax(1) == y).sum())
+        correct += torch.bincount(y[logits.argmax(1) == y], minlength=data.num_classes)
         loss += float(F.cross_entropy(logits, y, reduction="sum"))
     model.train(was_training)
-    return correct / len(data), loss / len(data)
+    count = torch.bincount(data.targets, minlength=data.num_classes)
+    by_class = (correct / count.clamp(min=1))[count > 0].tolist()
+    return Evaluation(int(correct.sum()) / len(data), loss / len(data), by_class)
 
 
 @final
@@ -291,18 +170,10 @@ class Run:
         checkpoint: dict[str, Any] | None,
     ) -> dict[str, Any]:
         recipe = self.recipe
-        rule = selector(recipe.selector, **recipe.hyperparameters)
         splits = make_splits(recipe, self.seed)
-        saved_store = self.out / "irreducible_loss.safetensors"
-        if store is None and "irreducible_loss" in rule.needs:
-            if saved_store.exists():
-                store = IrreducibleLossStore.load(saved_store)
-                # Fitted before the stop, so its cost is this run's; a checkpoint's ledger has it.
-                self.ledger.seconds["irreducible_loss"] += store.header["seconds"]
-                self.ledger.counts.flops_irreducible_loss += store.header["flops"]
-            else:
-                store = fit_store(recipe, splits, self.seed, ledger=self.ledger, progress=bar)
-                store.save(saved_store)
+        cost = {"ledger": self.ledger, "progress": bar}
+        if store is None:
+            store = irreducible_store(recipe, splits, self.seed, self.out, **cost)
         with torch.random.fork_rng([]):
             torch.manual_seed(stream_seed(self.seed, 1))
             model = MODELS[recipe.model]()
@@ -325,16 +196,17 @@ class Run:
                 else MetricsWriter(metrics_path) as metrics,
             ):
                 batches = SelectingLoader(
-                    splits.train.loader(recipe.n_candidates, generator=order),
+                    candidate_loader(recipe, splits, store, self.out, generator=order),
                     model,
-                    rule,
+                    recipe.rule,
                     keep=recipe.n_b,
                     store=store,
-                    scoring=Scoring(batchnorm=recipe.batchnorm),
+                    scoring=recipe.scoring,
                     seed=self.seed,
                     ledger=self.ledger,
                     record=picks,
                     total_steps=recipe.steps,
+                    **loader_options(recipe, splits, self.seed, self.out, optimizer, **cost),
                 )
                 tally = Tally(splits.train.num_classes)
                 parts = _Parts(model, optimizer, batches, tally)
@@ -361,13 +233,12 @@ class Run:
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.learning_rate * self._decay(batches.step - 1)
 
-                def update(
-                    x: Tensor = x, y: Tensor = y, weights: Tensor = chosen.weights
-                ) -> Tensor:
+                def update(chosen: Chosen = chosen, x: Tensor = x, y: Tensor = y) -> Tensor:
                     logits = model(x)  # [K, C]
-                    loss = weighted_mean(F.cross_entropy(logits, y, reduction="none"), weights)
+                    loss = per_example_loss(recipe.loss, logits, y)  # [K]
+                    batches.remember(chosen.ids, loss)
                     optimizer.zero_grad()
-                    loss.backward()
+                    weighted_mean(loss, chosen.weights).backward()
                     return logits.detach()
 
                 logits = self._counted(update, batches, y.numel())
@@ -402,16 +273,18 @@ class Run:
         return logits
 
     def _evaluate(self, parts: _Parts, test: TensorSet, metrics: MetricsWriter) -> None:
-        accuracy, loss = accuracy_and_loss(parts.model, test)
+        now = evaluate(parts.model, test)
         step, charged = parts.batches.step, self.ledger.charged
-        self.curve.append([step, charged, accuracy])
+        self.curve.append([step, charged, now.accuracy])
         cost = self.ledger.summary()
         metrics.write(
             {
                 "step": step,
                 "seconds": charged,
-                "accuracy": accuracy,
-                "loss": loss,
+                "accuracy": now.accuracy,
+                "loss": now.loss,
+                "accuracy_by_class": now.by_class,
+                "worst_class_accuracy": min(now.by_class),
                 "examples_scored": cost["examples_scored"],
                 "examples_trained": cost["examples_trained"],
                 "forwards_scored": cost["forwards_scored"],
@@ -421,6 +294,11 @@ class Run:
                 "selected": parts.tally.take(),
             }
         )
+
+    def _worst_class(self) -> float:
+        """Mean over the last evaluations of the accuracy of the class that is worst in each."""
+        lines = read_metrics(self.out / "metrics.jsonl")[-_FINAL_EVALUATIONS:]
+        return sum(line["worst_class_accuracy"] for line in lines) / len(lines)
 
     def _finish(self, parts: _Parts) -> dict[str, Any]:
         weights = {name: w.detach().contiguous() for name, w in parts.model.state_dict().items()}
@@ -432,6 +310,7 @@ class Run:
             "steps_to_target": None,
             "seconds_to_target": None,
             "final_accuracy": final_accuracy(self.curve),
+            "worst_class_accuracy": self._worst_class(),
             "seconds": cost["seconds"],
             "examples_scored": cost["examples_scored"],
             "examples_trained": cost["examples_trained"],

@@ -20,12 +20,14 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from reducible.recipe import Recipe
 from reducible.records import read_json, write_json
-from reducible.run import Recipe, Run, versions
+from reducible.run import Run, versions
 from reducible.types import ConfigurationError
 
 _SUMMARY = (
     "final_accuracy",
+    "worst_class_accuracy",
     "corrupted_share",
     "already_correct_share",
     "examples_scored",

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from reducible.recipe import Recipe
 from reducible.recipes.demo import DEMO
-from reducible.run import Recipe
+from reducible.recipes.groups import GROUPS
 from reducible.selectors.table import did_you_mean
 from reducible.types import ConfigurationError
 
-RECIPES: Mapping[str, Recipe] = MappingProxyType({r.name: r for r in (*DEMO,)})
+RECIPES: Mapping[str, Recipe] = MappingProxyType({r.name: r for r in (*DEMO, *GROUPS)})
 
 
 def recipe(name: str) -> Recipe:
@@ -18,4 +19,4 @@ def recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-__all__ = ["DEMO", "RECIPES", "Recipe", "recipe"]
+__all__ = ["DEMO", "GROUPS", "RECIPES", "Recipe", "recipe"]

@@ -1,6 +1,6 @@
 """The demo: uniform selection beside RHO-LOSS, on real images with wrong labels among them."""
 
-from reducible.run import Recipe
+from reducible.recipe import Recipe
 
 # A clean holdout teaches more confidence than labels of which one in ten is wrong allow: the
 # checkpoint of lowest loss on the train set is then an early, poor one. A little smoothing mends

@@ -36,7 +36,6 @@ def quotas(share: Tensor, room: Tensor, k: int, *, k_min: int = 1) -> Tensor:
     tensor([5, 2, 1])
     """
     given = torch.minimum(torch.full_like(room, min(k_min, k // room.numel())), room)
-    target = torch.zeros_like(share)
     open_classes = torch.ones_like(room, dtype=torch.bool)
     while True:
         fixed = int(given[~open_classes].sum())

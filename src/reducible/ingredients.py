@@ -1,0 +1,154 @@
+"""What a recipe's rule is given: irreducible losses, a plan, a proxy, models that learn along."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader
+
+from reducible.data import TensorSet
+from reducible.irreducible import (
+    cross_fit_irreducible_loss,
+    fit_group_irreducible_loss,
+    fit_irreducible_loss,
+    fit_proxy,
+)
+from reducible.ledger import Ledger
+from reducible.models import MODELS
+from reducible.plans import Plan
+from reducible.recipe import Recipe
+from reducible.scorers import CoTrained
+from reducible.seeds import stream_seed
+from reducible.splits import Splits
+from reducible.stores import IrreducibleLossStore
+
+STORE, PLAN, MODEL = "irreducible_loss.safetensors", "plan.safetensors", "irreducible.safetensors"
+
+
+def irreducible_store(
+    recipe: Recipe,
+    splits: Splits,
+    seed: int,
+    out: Path,
+    *,
+    ledger: Ledger,
+    progress: bool | Progress,
+) -> IrreducibleLossStore | None:
+    """The irreducible losses that the recipe asks for, kept in ``out``; None without any.
+
+    A store that is there already was fitted before a stop, and its cost is this run's.
+    """
+    if not recipe.reads_irreducible_loss:
+        return None
+    if (out / STORE).exists():
+        store = IrreducibleLossStore.load(out / STORE)
+        ledger.seconds["irreducible_loss"] += store.header["seconds"]
+        ledger.counts.flops_irreducible_loss += store.header["flops"]
+        return store
+    options: dict[str, Any] = {
+        "epochs": recipe.irreducible_epochs,
+        "label_smoothing": recipe.irreducible_smoothing,
+        "batch_size": recipe.irreducible_batch,
+        "make_optimizer": lambda parameters: torch.optim.AdamW(parameters, fused=True),
+        "seed": seed,
+        "ledger": ledger,
+        "progress": progress,
+    }
+    make_model, train = MODELS[recipe.irreducible_model], splits.train
+    if "group_irreducible_loss" in recipe.rule.needs:
+        store = fit_group_irreducible_loss(
+            make_model,
+            splits.holdout,
+            train,
+            gamma=recipe.hyperparameters.get("gamma", 9.0),
+            shared=recipe.group_irreducible == "shared",
+            **options,
+        )
+    elif recipe.irreducible_from == "cross-fit":
+        store = cross_fit_irreducible_loss(make_model, train, **options)
+    else:
+        if recipe.rule.lr_ratio is not None:
+            options["save_model"] = out / MODEL
+        store = fit_irreducible_loss(make_model, splits.holdout, train, **options)
+    store.save(out / STORE)
+    return store
+
+
+def candidate_loader(
+    recipe: Recipe,
+    splits: Splits,
+    store: IrreducibleLossStore | None,
+    out: Path,
+    *,
+    generator: torch.Generator,
+) -> Any:
+    """Candidate batches in the order of the plan, or shuffled where there is none."""
+    train = splits.train
+    if recipe.plan == "none" or store is None:
+        return train.loader(recipe.n_candidates, generator=generator)
+    plan = Plan.from_irreducible_loss(
+        store,
+        train.ids,
+        train.targets,
+        multiple=recipe.plan_multiple if "filter" in recipe.plan else 0.0,
+        exponent=recipe.plan_exponent if "weights" in recipe.plan else 0.0,
+    )
+    plan.save(out / PLAN)
+    batches = BatchSampler(plan.sampler(train, generator=generator), recipe.n_candidates, True)
+    return DataLoader(train, batch_size=None, sampler=batches, collate_fn=_whole)
+
+
+def _whole(batch: Any) -> Any:
+    """Batches are fetched whole already."""
+    return batch
+
+
+def loader_options(
+    recipe: Recipe,
+    splits: Splits,
+    seed: int,
+    out: Path,
+    optimizer: torch.optim.Optimizer,
+    *,
+    ledger: Ledger,
+    progress: bool | Progress,
+) -> dict[str, Any]:
+    """Keywords for SelectingLoader that the rule needs beside the store."""
+    rule = recipe.rule
+    options: dict[str, Any] = {}
+    if "group_holdout_loss" in rule.needs and splits.holdout is not None:
+        options["group_holdout"] = splits.holdout.loader(1000, shuffle=False, drop_last=False)
+    if rule.lr_ratio is not None:
+        live = _new(recipe.irreducible_model, seed)
+        live.load_state_dict(load_file(out / MODEL))
+        options |= {"irreducible_model": live.eval(), "optimizer": optimizer}
+    if rule.horizon == "run":
+        options["proxy"] = fit_proxy(
+            MODELS[recipe.irreducible_model],
+            splits.train,
+            epochs=recipe.irreducible_epochs,
+            batch_size=recipe.irreducible_batch,
+            seed=seed,
+            ledger=ledger,
+            progress=progress,
+        )
+    if recipe.scorer:
+        scorer = _new(recipe.scorer, seed)
+        options["scorer"] = CoTrained.following(scorer, optimizer, lr_ratio=1.0)
+    return options
+
+
+def _new(model: str, seed: int) -> nn.Module:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(stream_seed(seed, 3))
+        return MODELS[model]()
+
+
+def evaluation_batches(data: TensorSet) -> Any:
+    """The data set in order, in large batches."""
+    return data.loader(1000, shuffle=False, drop_last=False)

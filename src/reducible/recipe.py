@@ -1,0 +1,191 @@
+"""A recipe: everything that decides a run but its seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, final
+
+from reducible.measure import Scoring
+from reducible.models import MODELS
+from reducible.selectors import Selector, selector
+from reducible.types import ConfigurationError, require_between, require_one_of
+
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "dataset": ("fashion-mnist-30k", "fashion-mnist"),
+    "train_on": ("train", "train+holdout", "holdout"),
+    "noise": ("flip", "asymmetric", "web-like"),
+    "schedule": ("constant", "cosine"),
+    "loss": ("cross-entropy", "label-smoothing", "generalised"),
+    "plan": ("none", "filter", "weights", "filter+weights"),
+    "irreducible_from": ("holdout", "cross-fit"),
+    "group_irreducible": ("models", "shared"),
+}
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Everything that decides a run but its seed.
+
+    Attributes:
+        name: as the command line knows it.
+        selector: row of SELECTORS.
+        hyperparameters: of the selector.
+        dataset: ``"fashion-mnist-30k"`` is embedded; ``"fashion-mnist"`` is the full one, from
+            the folder that REDUCIBLE_DATA names.
+        model: row of MODELS.
+        train_on: what updates are made on; with the holdout, or on it alone, as baselines.
+        train_examples: size of the train set D, cut from the training images.
+        holdout_examples: size of the holdout, disjoint from D; 0: none.
+        validation_examples: cut from the training images; where there are any, runs are evaluated
+            on them and never on the test set. For choosing settings.
+        noise: ``"flip"`` to any other class; ``"asymmetric"``: to the class that a small model
+            confuses with it; ``"web-like"``: flips, a third of the rows five times, two classes ten
+            times rarer.
+        label_noise: share of D whose labels are wrong.
+        holdout_noise: the same for the holdout.
+        n_b: rows trained on per update.
+        n_candidates: rows of a candidate batch (n_B).
+        steps: updates.
+        learning_rate: of AdamW.
+        weight_decay: of AdamW.
+        schedule: of the learning rate over the steps.
+        loss: what is minimised; smoothing by 0.1, or generalised cross-entropy with q = 0.7
+            (Zhang & Sabuncu 2018), as robust baselines.
+        plan: what irreducible losses decide before training, see Plan.
+        plan_multiple: of the noise floor.
+        plan_exponent: of the sampling weights.
+        scorer: row of MODELS for a co-trained scorer; none where empty.
+        precision: of scoring.
+        updates_per_scoring: see Scoring.
+        evaluate_every: updates between evaluations on the test set.
+        batchnorm: statistics used for scoring, see Scoring.
+        irreducible_model: row of MODELS.
+        irreducible_epochs: passes over the holdout.
+        irreducible_batch: rows per update of the irreducible-loss model.
+        irreducible_smoothing: of the labels, in updates of the irreducible-loss model.
+        irreducible_from: ``"holdout"``, or ``"cross-fit"`` of D in two folds.
+        group_irreducible: a model per class, or one shared network with adapters.
+    """
+
+    name: str
+    selector: str
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    dataset: Literal["fashion-mnist-30k", "fashion-mnist"] = "fashion-mnist-30k"
+    model: str = "mlp-512"
+    train_on: Literal["train", "train+holdout", "holdout"] = "train"
+    train_examples: int = 20_000
+    holdout_examples: int = 10_000
+    validation_examples: int = 0
+    noise: Literal["flip", "asymmetric", "web-like"] = "flip"
+    label_noise: float = 0.1
+    holdout_noise: float = 0.0
+    n_b: int = 32
+    n_candidates: int = 320
+    steps: int = 3000
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    schedule: Literal["constant", "cosine"] = "constant"
+    loss: Literal["cross-entropy", "label-smoothing", "generalised"] = "cross-entropy"
+    plan: Literal["none", "filter", "weights", "filter+weights"] = "none"
+    plan_multiple: float = 2.0
+    plan_exponent: float = 0.5
+    scorer: str = ""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    updates_per_scoring: int = 1
+    evaluate_every: int = 50
+    batchnorm: Literal["candidates", "running", "reference"] = "candidates"
+    irreducible_model: str = "mlp-128"
+    irreducible_epochs: int = 6
+    irreducible_batch: int = 64
+    irreducible_smoothing: float = 0.0
+    irreducible_from: Literal["holdout", "cross-fit"] = "holdout"
+    group_irreducible: Literal["models", "shared"] = "models"
+
+    def __post_init__(self) -> None:
+        require_one_of("model", self.model, list(MODELS))
+        require_one_of("irreducible_model", self.irreducible_model, list(MODELS))
+        for name, allowed in _CHOICES.items():
+            require_one_of(name, getattr(self, name), allowed)
+        if self.scorer:
+            require_one_of("scorer", self.scorer, list(MODELS))
+        if self.holdout_examples == 0 and (self.from_holdout or self.train_on != "train"):
+            raise ConfigurationError(
+                f"{self.name} needs a holdout, but holdout_examples=0. Ask for more, or take "
+                "irreducible_from='cross-fit'."
+            )
+        if self.train_on != "train" and (self.reads_irreducible_loss or self.plan != "none"):
+            raise ConfigurationError(
+                f"train_on={self.train_on!r} is for baselines that read no irreducible losses."
+            )
+        require_between("validation_examples", self.validation_examples, 0, whole=True)
+        require_between("holdout_examples", self.holdout_examples, 0, whole=True)
+        for name in ("train_examples", "n_b", "n_candidates", "steps", "evaluate_every"):
+            require_between(name, getattr(self, name), 1, whole=True)
+        require_between("n_b", self.n_b, 1, self.n_candidates, whole=True)
+        require_between("n_candidates", self.n_candidates, 1, self.train_examples, whole=True)
+        for name in ("label_noise", "holdout_noise"):
+            require_between(name, getattr(self, name), 0.0, 1.0)
+        require_between("plan_multiple", self.plan_multiple, 0.0, open_high=True)
+        require_between("plan_exponent", self.plan_exponent, 0.0, open_high=True)
+        require_between("learning_rate", self.learning_rate, 0.0, open_low=True)
+        _ = (self.scoring, self.rule)  # raise here, not mid-run
+
+    @property
+    def scoring(self) -> Scoring:
+        """How candidates are scored."""
+        return Scoring(
+            batchnorm=self.batchnorm,
+            precision=self.precision,
+            updates_per_scoring=self.updates_per_scoring,
+        )
+
+    @property
+    def rule(self) -> Selector:
+        """A new selector."""
+        return selector(self.selector, **self.hyperparameters)
+
+    @property
+    def reads_irreducible_loss(self) -> bool:
+        """Whether selector or plan read irreducible losses."""
+        stored = {"irreducible_loss", "group_irreducible_loss"}
+        return self.plan != "none" or bool(self.rule.needs & stored)
+
+    @property
+    def from_holdout(self) -> bool:
+        """Whether something is fitted or measured on the holdout."""
+        needs = self.rule.needs
+        grouped = bool(needs & {"group_irreducible_loss", "group_holdout_loss"})
+        return grouped or (self.reads_irreducible_loss and self.irreducible_from == "holdout")
+
+    def with_settings(self, settings: Mapping[str, str]) -> Recipe:
+        """This recipe with fields replaced, values given as text (``"500"``, ``"mlp-64"``).
+
+        Raises:
+            ConfigurationError: no such field, or a value of another type.
+        """
+        types = {f.name: f.type for f in fields(self)}
+        changes: dict[str, Any] = {}
+        for name, text in settings.items():
+            if name not in types or name == "name":
+                known = ", ".join(n for n in types if n != "name")
+                raise ConfigurationError(f"a recipe has no setting {name!r}. It has: {known}.")
+            old = getattr(self, name)
+            if isinstance(old, str):
+                changes[name] = text
+                continue
+            try:
+                value = json.loads(text)
+            except ValueError:
+                value = text
+            wanted = Mapping if isinstance(old, Mapping) else type(old)
+            if wanted is float and isinstance(value, int):
+                value = float(value)
+            if not isinstance(value, wanted) or isinstance(value, bool):
+                raise ConfigurationError(
+                    f"{name}={text!r} is no {types[name]}; it is {old!r} by default."
+                )
+            changes[name] = value
+        return replace(self, **changes)
