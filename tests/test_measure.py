@@ -77,9 +77,9 @@ def _loss_of(model: nn.Module, candidates: rd.Candidates, **scoring: Any) -> Ten
 class Counting(nn.Module):
     """Counts forwards and the rows in them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, dropout: float = 0.0) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Flatten(), nn.Linear(256, 10))
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(256, 10), nn.Dropout(dropout))
         self.rows: list[int] = []
 
     def forward(self, x: Tensor) -> Tensor:
@@ -393,7 +393,7 @@ def test_dropout_passes_leave_batchnorm_buffers_and_use_the_right_rows() -> None
 
 
 def test_passes_are_batched_without_changing_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Counting()
+    model = Counting(dropout=0.5)
     evidence = rd.measure(model, _candidates(), _needs("mc_logits"), samples=5)
     assert evidence.require("mc_logits").shape == (5, B, 10)
     assert sum(model.rows) == 5 * B
@@ -403,6 +403,17 @@ def test_passes_are_batched_without_changing_their_number(monkeypatch: pytest.Mo
     evidence = rd.measure(model, _candidates(), _needs("mc_logits"), samples=5)
     assert evidence.require("mc_logits").shape == (5, B, 10)
     assert model.rows == [2 * B, 2 * B, B]
+
+
+@pytest.mark.parametrize("make", [Counting, _resnet])
+def test_a_model_without_dropout_says_nothing_of_uncertainty(make: Callable[[], nn.Module]) -> None:
+    with pytest.raises(rd.DataError, match="gave the same logits: the model has no dropout"):
+        rd.measure(make(), _candidates(), _needs("mc_logits"), samples=3)
+
+
+def test_one_dropout_pass_cannot_be_told_from_none() -> None:
+    evidence = rd.measure(Counting(), _candidates(), _needs("mc_logits"), samples=1)
+    assert evidence.require("mc_logits").shape == (1, B, 10)
 
 
 def test_no_samples_no_dropout_passes() -> None:

@@ -6,6 +6,8 @@ not yet learnt. ``SelectingLoader`` wraps a loader; ``selector(name)`` gives a r
 """
 
 from reducible import scores
+from reducible.break_even import BreakEven, break_even
+from reducible.chosen import Chosen
 from reducible.irreducible import (
     cross_fit_irreducible_loss,
     fit_group_irreducible_loss,
@@ -13,8 +15,10 @@ from reducible.irreducible import (
     fit_proxy,
 )
 from reducible.ledger import Ledger
-from reducible.loop import Chosen, SelectingLoader, weighted_mean
+from reducible.loop import SelectingLoader, weighted_mean
 from reducible.measure import Scoring, measure
+from reducible.plans import Plan
+from reducible.scorers import CoTrained
 from reducible.selectors import SELECTORS, Chain, Scheduled, Scored, Selector, selector
 from reducible.stores import IrreducibleLossStore, WithIds
 from reducible.tasks import Classification, Task
@@ -34,16 +38,19 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SELECTORS",
+    "BreakEven",
     "Candidates",
     "Chain",
     "Chosen",
     "Classification",
+    "CoTrained",
     "ConfigurationError",
     "DataError",
     "Evidence",
     "IrreducibleLossStore",
     "Ledger",
     "MissingEvidence",
+    "Plan",
     "ReducibleError",
     "Scheduled",
     "Scored",
@@ -55,6 +62,7 @@ __all__ = [
     "StoreError",
     "Task",
     "WithIds",
+    "break_even",
     "cross_fit_irreducible_loss",
     "fit_group_irreducible_loss",
     "fit_irreducible_loss",

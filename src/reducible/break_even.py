@@ -115,6 +115,8 @@ def break_even(
             "scorings must hold 'exact', which discounts are measured against."
         )
     require_between("repeats", repeats, 1, whole=True)
+    if not ratios:
+        raise ConfigurationError("ratios is empty: name at least one ratio n_B/n_b.")
     for ratio in ratios:
         require_between("ratios", ratio, 1, open_low=True, open_high=True)
     targets = task.targets(batch)
@@ -137,7 +139,9 @@ def break_even(
 
     model.train()
     work = {"train": train} | {name: scores(s) for name, s in scorings.items()}
-    seconds = medians_in_turn(work, repeats=repeats, device=targets.device)
+    devices = [] if targets.device.type == "cpu" else [targets.device]
+    with torch.random.fork_rng(devices, device_type=targets.device.type):  # dropout draws
+        seconds = medians_in_turn(work, repeats=repeats, device=targets.device)
     per_trained = seconds["train"] / size
     per_candidate = {name: seconds[name] / candidates.ids.numel() for name in scorings}
     f = per_candidate["exact"] / per_trained
@@ -153,7 +157,15 @@ def break_even(
 def medians_in_turn(
     work: Mapping[str, Callable[[], Any]], *, repeats: int, device: torch.device
 ) -> dict[str, float]:
-    """Median seconds of each piece of work; they take turns, so that a drift falls on all."""
+    """Median seconds of each piece of work, see ``times_in_turn``."""
+    taken = times_in_turn(work, repeats=repeats, device=device)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def times_in_turn(
+    work: Mapping[str, Callable[[], Any]], *, repeats: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of each piece of work; they take turns, so that a drift falls on all alike."""
     for run in work.values():
         run()  # caches, compilation
     taken: dict[str, list[float]] = {name: [] for name in work}
@@ -165,7 +177,7 @@ def medians_in_turn(
             work[name]()
             _wait(device)
             taken[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in taken.items()}
+    return taken
 
 
 def _wait(device: torch.device) -> None:

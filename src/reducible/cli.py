@@ -213,6 +213,37 @@ def pages(
     typer.echo(f"{len(write_pages(out))} pages in {out}")
 
 
+@app.command(name="break-even")
+def break_even(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:FUNCTION",
+            help="A function without arguments that returns (model, batch) or (model, batch, "
+            "task); the batch has the size that is trained on.",
+        ),
+    ],
+) -> None:
+    """What selection must save on your own model before it pays."""
+    import importlib
+    import sys
+
+    from reducible.break_even import break_even as measure_it
+    from reducible.types import ConfigurationError
+
+    with _plain_errors():
+        module, colon, function = target.partition(":")
+        if not colon:
+            raise ConfigurationError(f"name it MODULE:FUNCTION, got {target!r}.")
+        sys.path.insert(0, "")
+        try:
+            made = getattr(importlib.import_module(module), function)()
+        except (ImportError, AttributeError) as error:
+            raise ConfigurationError(f"cannot call {target}: {error}.") from error
+        model, batch, *task = made
+        typer.echo(str(measure_it(model, batch, task=task[0] if task else None)))
+
+
 @app.command()
 def bench(
     as_json: JsonOption = False,

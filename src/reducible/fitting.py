@@ -6,10 +6,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 import torch
-from rich.progress import Progress
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -27,6 +26,9 @@ from reducible.types import (
     StoreError,
     require_between,
 )
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 MakeModel = Callable[[], nn.Module]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -171,9 +173,7 @@ class Fit:
         require_between("checks_per_epoch", self.checks, 1, whole=True)
         require_between("batch_size", self.batch_size, 1, whole=True)
         require_between("label_smoothing", self.smoothing, 0.0, 1.0, open_high=True)
-        progress = options.get("progress", True)
-        self._bar = progress if isinstance(progress, Progress) else Progress(disable=not progress)
-        self._own_bar = not isinstance(progress, Progress)
+        self._bar, self._own_bar = _progress_bar(options.get("progress", True))
         self._jobs = jobs
         self._bar_task: Any = None
         self._began = 0.0
@@ -363,3 +363,12 @@ def candidate_batches(dataset: Any, batch_size: int, *, shuffle: bool, **options
 
 def _weights(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return source if isinstance(source, Mapping) else load_file(source)
+
+
+def _progress_bar(progress: bool | Progress) -> tuple[Progress, bool]:
+    """The bar to show progress in, and whether it is a new one."""
+    from rich.progress import Progress  # not needed to import the library
+
+    if isinstance(progress, Progress):
+        return progress, False
+    return Progress(disable=not progress), True

@@ -99,7 +99,8 @@ def candidate_loader(
         exponent=recipe.plan_exponent if "weights" in recipe.plan else 0.0,
     )
     plan.save(out / PLAN)
-    batches = BatchSampler(plan.sampler(train, generator=generator), recipe.n_candidates, True)
+    order = plan.sampler(train, generator=generator, batch_size=recipe.n_candidates)
+    batches = BatchSampler(order, recipe.n_candidates, True)
     return DataLoader(train, batch_size=None, sampler=batches, collate_fn=_whole)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 
+from reducible.chosen import Chosen, Part, PickLog
 from reducible.epochs import EpochPlanner
 from reducible.group_holdout import GroupHoldoutLoss
 from reducible.ledger import Ledger
@@ -23,66 +23,6 @@ from reducible.stores import IrreducibleLossStore, LossMemory, ids_of, labels_of
 from reducible.structure import gather, to_device
 from reducible.tasks import Classification, Task, per_example
 from reducible.types import Candidates, ConfigurationError, DataError
-
-
-@final
-@dataclass(frozen=True, slots=True, eq=False)
-class Chosen:
-    """The rows to train on."""
-
-    batch: Any  # the loader's own structure, K rows, on the model's device
-    ids: Tensor  # [K] int64
-    weights: Tensor  # [K] for weighted_mean
-    info: Mapping[str, Tensor]  # what the rule says of its choice, for the log
-    shadows: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
-    """Ids that each shadow selector would have chosen, [K'] int64."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Part:
-    """Rows chosen from a candidate batch, before they are gathered."""
-
-    positions: Tensor  # [K] int64
-    ids: Tensor  # [K] int64
-    weights: Tensor  # [K]
-    info: Mapping[str, Tensor]
-    shadows: Mapping[str, Tensor]
-
-    def split(self, k: int) -> list[_Part]:
-        """Parts of k rows, in order; scores go with their rows, the rest with every part."""
-        size = self.ids.numel()
-        parts: list[_Part] = []
-        for first in range(0, size, k):
-            rows = slice(first, min(first + k, size))
-            info = {n: v[rows] if n == "score" else v for n, v in self.info.items()}
-            parts.append(
-                _Part(
-                    self.positions[rows],
-                    self.ids[rows],
-                    self.weights[rows],
-                    info,
-                    self.shadows,
-                )
-            )
-        return parts
-
-    def state_dict(self) -> dict[str, Any]:
-        """All fields."""
-        return {
-            "positions": self.positions,
-            "ids": self.ids,
-            "weights": self.weights,
-            "info": dict(self.info),
-            "shadows": dict(self.shadows),
-        }
-
-
-class PickLog(Protocol):
-    """Where chosen ids are written; ``reducible.records.PickWriter`` is one."""
-
-    def write(self, step: int, ids: Tensor, scores: Tensor | None, weights: Tensor | None) -> None:
-        """One step's choice: [K] each."""
-        ...
 
 
 def weighted_mean(per_example_loss: Tensor, weight: Tensor) -> Tensor:
@@ -182,7 +122,7 @@ class SelectingLoader:
         self._record = record
         self._total_steps = total_steps
         self.ledger = ledger or Ledger()
-        self._check_settings()
+        self._check_settings(scorer)
         self._check_data(store)
         self._measuring = Measuring(
             model,
@@ -209,17 +149,18 @@ class SelectingLoader:
             seed=seed,
             ledger=self.ledger,
             blind=selector if blind else None,
+            updates=1 if self._planner is not None else self._scoring.updates_per_scoring,
             planner=self._planner,
             total_steps=total_steps,
         )
         self._step = 0  # batches handed out, over all passes
-        self._waiting: list[_Part] = []  # chosen from the last candidate batch, not handed out
+        self._waiting: list[Part] = []  # chosen from the last candidate batch, not handed out
         self.train_flops_per_example: float | None = None
         """Set it where measured; otherwise three times the scoring forward is counted."""
 
     # -- settings ------------------------------------------------------------------------------
 
-    def _check_settings(self) -> None:
+    def _check_settings(self, scorer: object) -> None:
         for rule in (self._selector, *self._shadows.values()):
             if not isinstance(rule, Selector):
                 raise ConfigurationError(
@@ -233,6 +174,11 @@ class SelectingLoader:
             )
         if not isinstance(self._model, nn.Module):
             raise ConfigurationError(f"model is a {type(self._model).__name__}, not a Module.")
+        if scorer is not None and not isinstance(scorer, CoTrained | nn.Module):
+            raise ConfigurationError(
+                f"scorer is a {type(scorer).__name__}: pass a module, which stays as it is, or "
+                "CoTrained(module, optimizer), which learns along."
+            )
         if not hasattr(self._loader, "__iter__"):
             raise ConfigurationError(f"loader is a {type(self._loader).__name__}, not iterable.")
         check_keep(self._keep)
@@ -299,34 +245,35 @@ class SelectingLoader:
     def __iter__(self) -> Iterator[Chosen]:
         device = next(self._model.parameters(), torch.empty(0)).device
         generator = torch.Generator(device=device)
-        for candidates, weights in self._passes.walk(self._step):
+        if not self._passes.resuming:
+            self._waiting = []  # of a pass that was broken off
+        updates = self._scoring.updates_per_scoring
+        begun = updates - len(self._waiting) if self._waiting else 0  # of the batch walked first
+        for candidates, weights in self._passes.walk(self._step - begun):
             with self.ledger.phase("load"):
                 require_ids(candidates.ids)
                 here = Candidates(candidates.ids, to_device(candidates.batch, device))
-            if weights is not None:
-                chosen = Chosen(here.batch, here.ids.to(device), weights.to(device), {})
-                yield from self._hand_out(chosen)
-                continue
             if not self._waiting:
                 with self.ledger.phase("pick"):
-                    self._waiting = self._choose(here, generator)
+                    self._waiting = (
+                        self._choose(here, generator)
+                        if weights is None
+                        else self._as_drawn(here, weights.to(device))
+                    )
             while self._waiting:
                 part = self._waiting.pop(0)
                 with self.ledger.phase("pick"):
-                    batch = gather(here.batch, part.positions, here.ids.numel())
+                    size = here.ids.numel()
+                    all_drawn = weights is not None and part.ids.numel() == size
+                    batch = here.batch if all_drawn else gather(here.batch, part.positions, size)
                     chosen = Chosen(batch, part.ids, part.weights, part.info, part.shadows)
                 yield from self._hand_out(chosen)
 
-    def _choose(self, candidates: Candidates, generator: torch.Generator) -> list[_Part]:
+    def _choose(self, candidates: Candidates, generator: torch.Generator) -> list[Part]:
         """The choice from one candidate batch, in as many parts as it is handed out in."""
         size = candidates.ids.numel()
         updates = self._scoring.updates_per_scoring
         k = self._passes.rows(size)
-        if updates * k > size:
-            raise ConfigurationError(
-                f"updates_per_scoring={updates} of {k} rows each from {size} candidates: give the "
-                "loader a larger batch size."
-            )
         seed = stream_seed(self._seed, self._step)
         generator.manual_seed(seed)
         now = {"epoch": self.epoch, "step": self._step, "seed": seed}
@@ -334,7 +281,7 @@ class SelectingLoader:
         choice = self._selector.choose(look, k * updates, generator=generator)
         self._selector.observe(choice.evidence, choice.selection)
         selection = choice.selection
-        whole = _Part(
+        whole = Part(
             positions=choice.positions,
             ids=choice.evidence.ids[selection.index],
             weights=selection.weight,
@@ -342,6 +289,14 @@ class SelectingLoader:
             shadows=self._watch(candidates, choice, k * updates, generator, seed),
         )
         return [whole] if updates == 1 else whole.split(k)
+
+    def _as_drawn(self, rows: Candidates, weights: Tensor) -> list[Part]:
+        """Rows that were chosen before they were loaded, in parts as above."""
+        size = rows.ids.numel()
+        whole = Part(torch.arange(size), rows.ids.to(weights.device), weights, {}, {})
+        if self._planner is not None:
+            return [whole]
+        return whole.split(size // self._scoring.updates_per_scoring)
 
     def _watch(
         self,
@@ -391,7 +346,7 @@ class SelectingLoader:
     def remember(self, ids: Tensor, per_example_loss: Tensor) -> None:
         """Report the losses ([K]) of rows that are trained on, for rules that remember them."""
         loss = per_example(per_example_loss, ids.numel())
-        self._measuring.remember(ids, loss, self._step)
+        self._measuring.remember(ids, loss, max(self._step - 1, 0))  # of the batch handed out
         if self._planner is not None:
             self._planner.remember(ids, loss, self._step)
 
@@ -417,7 +372,7 @@ class SelectingLoader:
         """Go on from ``state``: the next iteration continues the pass it was taken in."""
         self._step = state["step"]
         self._passes.load_state_dict(state["passes"])
-        self._waiting = [_Part(**part) for part in state["waiting"]]
+        self._waiting = [Part(**part) for part in state["waiting"]]
         self._selector.load_state_dict(state["selector"])
         for name, rule in self._shadows.items():
             rule.load_state_dict(state["shadows"][name])

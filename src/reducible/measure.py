@@ -39,8 +39,8 @@ class Scoring:
         channels_last: lay images out with the channels last, which convolutions in low precision
             are fastest on.
         compile: score with ``torch.compile(model)``; the first passes compile.
-        resolution: shrink images [B, C, H, W] to so many rows and columns before scoring, for
-            networks that take any size.
+        resolution: shrink images [B, C, H, W] to at most so many rows and columns before scoring,
+            for networks that take any size.
         max_length: cut token tensors [B, T] to their first so many columns before scoring.
         updates_per_scoring: hand out so many batches of n_b from one scored candidate batch, best
             rows first, which divides the cost of scoring; rows grow stale by as many updates.
@@ -78,8 +78,8 @@ class Scoring:
 
         def smaller(tensor: Tensor) -> Tensor:
             if tensor.dim() == 4 and tensor.is_floating_point():
-                if self.resolution is not None and self.resolution < tensor.shape[-1]:
-                    size = (self.resolution, self.resolution)
+                if self.resolution is not None and self.resolution < max(tensor.shape[2:]):
+                    size = [min(side, self.resolution) for side in tensor.shape[2:]]
                     tensor = F.interpolate(tensor, size=size, mode="area")
                 if self.channels_last:
                     tensor = tensor.contiguous(memory_format=torch.channels_last)

@@ -8,6 +8,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from reducible.group_holdout import GroupHoldoutLoss
@@ -98,6 +99,13 @@ class Measuring:
             raise ConfigurationError(
                 f"max_age={self._scoring.max_age} remembers losses, but the selector needs "
                 f"{sorted(needs & RUNS_THE_MODEL)}, for which every candidate must be scored."
+            )
+        whole = self._scoring.batchnorm != "running"
+        if self._scoring.max_age and whole and _normalises_batches(self._scores_with):
+            raise ConfigurationError(
+                f"max_age={self._scoring.max_age} scores few rows of a candidate batch, but "
+                f"batchnorm={self._scoring.batchnorm!r} takes statistics of all of it. Score with "
+                "batchnorm='running'."
             )
         if "total_steps" in needs and self._total_steps is None:
             raise ConfigurationError("the selector needs total_steps=<planned updates>.")
@@ -201,7 +209,7 @@ class Measuring:
         if not needs & RUNS_THE_MODEL:
             return self._evidence(candidates, needs, context, samples, seed, live)
         if self._memory is not None:
-            return self._remembered(candidates, needs, context, seed)
+            return self._remembered(candidates, needs, context, seed, live)
         return self._counted_pass(candidates, needs, context, samples, seed, live)
 
     def _counted_pass(
@@ -239,6 +247,7 @@ class Measuring:
         needs: frozenset[str],
         context: Mapping[str, Tensor],
         seed: int,
+        live: CoTrained | None,
     ) -> Evidence:
         """Evidence whose losses come from memory where they are young enough."""
         assert self._memory is not None
@@ -247,7 +256,7 @@ class Measuring:
         generator = torch.Generator().manual_seed(seed)
         old |= torch.rand(ids.numel(), generator=generator) < scoring.refresh
         rows = old.nonzero().squeeze(1)  # [R]
-        rest = self._evidence(candidates, needs - {"loss"}, context, 0, seed, None)
+        rest = self._evidence(candidates, needs - {"loss"}, context, 0, seed, live)
         if rows.numel():
             part = Candidates(ids[rows], gather(candidates.batch, rows, ids.numel()))
             fresh = self._counted_pass(part, frozenset({"loss"}), context, 0, seed, None)
@@ -256,8 +265,8 @@ class Measuring:
         return replace(rest, loss=loss, targets=self._task.targets(candidates.batch))
 
     def remember(self, ids: Tensor, loss: Tensor, step: int) -> None:
-        """Keep losses ([K]) that training saw, where scoring may use them."""
-        if self._memory is not None:
+        """Keep losses ([K]) that training saw, where they are what scoring would give."""
+        if self._memory is not None and self._scores_with is self._model:
             self._memory.remember(ids, loss, step)
 
     def _evidence(
@@ -321,3 +330,7 @@ class Measuring:
         if self._holdout is not None:
             self._holdout.load_state_dict(state["holdout"])
         self._flops = {(frozenset(needs), s): value for needs, s, value in state["flops"]}
+
+
+def _normalises_batches(model: nn.Module) -> bool:
+    return any(isinstance(module, _BatchNorm) for module in model.modules())

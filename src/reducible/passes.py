@@ -41,6 +41,7 @@ class CandidatePasses:
         seed: of draws and plans.
         ledger: charged for loading.
         blind: a rule that needs no evidence, whose rows are drawn ahead.
+        updates: batches of n_b that are handed out from one candidate batch.
         planner: of a rule that decides by epoch.
         total_steps: planned updates, for the planner.
     """
@@ -54,13 +55,15 @@ class CandidatePasses:
         seed: int,
         ledger: Ledger,
         blind: Selector | None = None,
+        updates: int = 1,
         planner: EpochPlanner | None = None,
         total_steps: int | None = None,
     ) -> None:
         check_keep(keep)
         size = batch_size_of(loader)
+        self._updates = updates
         if size is not None:
-            rows_to_keep(keep, size)
+            require_rows(rows_to_keep(keep, size), updates, size)
         self._loader, self._ids_key = loader, ids_key
         self._keep, self._seed, self._ledger = keep, seed, ledger
         self._planner, self._total_steps = planner, total_steps
@@ -72,6 +75,11 @@ class CandidatePasses:
         self._order: dict[str, Any] | None = None  # where this pass's order began
         self._resuming = False
 
+    @property
+    def resuming(self) -> bool:
+        """Whether the next walk goes on inside a pass."""
+        return self._resuming
+
     def rows(self, size: int) -> int:
         """n_b for a candidate batch of ``size`` rows."""
         return rows_to_keep(self._keep, self._n_candidates or size)
@@ -80,7 +88,7 @@ class CandidatePasses:
         """Candidate batches of one pass; with weights [K] where their rows are chosen already.
 
         Args:
-            step: batches handed out so far, over all passes.
+            step: batches handed out over all passes, before the first candidate batch to come.
         """
         with self._ledger.phase("load"):
             iterator, ahead = self._open(step)
@@ -103,7 +111,7 @@ class CandidatePasses:
     def _is_whole(self, size: int) -> bool:
         """Whether a candidate batch has n_B rows, which is the first one's number."""
         if self._n_candidates is None:
-            rows_to_keep(self._keep, size)
+            require_rows(rows_to_keep(self._keep, size), self._updates, size)
             self._n_candidates = size
         return size >= self._n_candidates
 
@@ -145,7 +153,7 @@ class CandidatePasses:
             )
 
     def _drawer(self, rule: Selector, step: int) -> Callable[[int, Indices], Indices | None]:
-        """Draws rows of the n-th candidate batch from here, which will be at ``step`` + n.
+        """Draws rows of the n-th candidate batch from here, which will be n choices on.
 
         Workers read ahead of the step that is trained on, so the step is counted, not asked for.
         """
@@ -154,9 +162,10 @@ class CandidatePasses:
             size = len(indices)
             if not self._is_whole(size):
                 return None
-            generator = torch.Generator().manual_seed(stream_seed(self._seed, step + given))
-            evidence = Evidence(ids=torch.arange(size))
-            selection = rule.select(evidence, self.rows(size), generator=generator)
+            seed = stream_seed(self._seed, step + given * self._updates)
+            generator = torch.Generator().manual_seed(seed)
+            evidence, k = Evidence(ids=torch.arange(size)), self.rows(size) * self._updates
+            selection = rule.select(evidence, k, generator=generator)
             return [indices[i] for i in selection.index.tolist()]
 
         return draw
@@ -180,9 +189,10 @@ class CandidatePasses:
         Args:
             again: load the last batch once more on resuming; not all of it was handed out.
         """
+        back = again and not self._resuming  # where nothing was loaded since, it was counted
         return {
             "epoch": self.epoch,
-            "position": self._position - again,
+            "position": self._position - back,
             "n_candidates": self._n_candidates,
             "order": self._order or order_state(self._loader),
             "inside": self._order is not None,
@@ -220,6 +230,15 @@ def rows_to_keep(keep: float, candidates: int) -> int:
             "larger batch size n_B; keep is what is trained on."
         )
     return k
+
+
+def require_rows(k: int, updates: int, candidates: int) -> None:
+    """Raise ConfigurationError unless ``updates`` batches of k rows are in the candidates."""
+    if updates * k > candidates:
+        raise ConfigurationError(
+            f"updates_per_scoring={updates} of {k} rows each from {candidates} candidates: give "
+            "the loader a larger batch size."
+        )
 
 
 def check_keep(keep: float) -> None:

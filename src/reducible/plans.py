@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -95,7 +96,8 @@ class Plan:
 
         Raises:
             ConfigurationError: a setting that cannot work, or no noise floor to be had.
-            DataError: ids that are not int64, negative or twice, or labels of another length.
+            DataError: ids that are not int64, negative or twice, labels of another length, or
+                irreducible losses below 0, of which no probability can be had.
             SelectionError, StoreError: as the store's look-up.
         """
         require_ids(ids)
@@ -110,7 +112,13 @@ class Plan:
         store.check_data(ids, labels)
         order = ids.argsort()
         ids, labels = ids[order].cpu(), labels[order].cpu()
-        probability = store.lookup(ids).double().neg().exp()  # [N] p_IL(y_i | x_i)
+        loss = store.lookup(ids).double()  # [N]
+        if bool((loss < 0).any()):
+            raise DataError(
+                f"irreducible losses below 0, ids {name_ids(ids[loss < 0])}: a plan reads "
+                "p(y | x) = exp(−loss), so they must be cross-entropies."
+            )
+        probability = loss.neg().exp()  # [N] p_IL(y_i | x_i)
         keep = noise_floor_filter(probability, labels, floor, multiple=multiple)
         if not bool(keep.any()):
             raise ConfigurationError(
@@ -136,14 +144,38 @@ class Plan:
             },
         )
 
-    def sampler(self, dataset: Any, *, generator: torch.Generator) -> PlanSampler:
+    def sampler(
+        self, dataset: Any, *, generator: torch.Generator, batch_size: int | None = None
+    ) -> PlanSampler:
         """Positions in a data set with ids; an epoch is len(plan.ids) draws.
 
         Args:
             dataset: holds every id of the plan, perhaps more.
             generator: of the draws and their order; a loader resumes with it.
+            batch_size: of the candidate batches, to be told here, not mid-run, where one would be
+                too large: to fill, or to hold no id twice.
+
+        Raises:
+            ConfigurationError: batches of ``batch_size`` that this plan cannot fill.
+            DataError: the data set lacks an id of the plan.
         """
+        if batch_size is not None:
+            self._check_batch(batch_size)
         return PlanSampler(self, ids_of(dataset), generator=generator)
+
+    def _check_batch(self, batch_size: int) -> None:
+        draws, most = self.ids.numel(), math.ceil(float(self.weight.max()))
+        if batch_size > draws:
+            raise ConfigurationError(
+                f"batches of {batch_size} from the {draws} examples that the plan keeps: not one "
+                "comes out. Lower multiple, or take a smaller batch."
+            )
+        if batch_size * most > draws:
+            raise ConfigurationError(
+                f"a plan whose largest weight is {float(self.weight.max()):.3g} brings that id "
+                f"every {draws // most} draws, so that a batch of {batch_size} would hold it "
+                "twice. Lower exponent, raise offset, or take a smaller batch."
+            )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as one safetensors file; whole or not at all."""
@@ -171,7 +203,8 @@ class PlanSampler(Sampler[int]):
     """Positions of a plan's ids, each about as often as its weight says.
 
     An id of weight w comes ⌊w⌋ or ⌈w⌉ times an epoch, w times in the mean (systematic sampling),
-    its repeats evenly spaced over the epoch, so that a batch holds no id twice.
+    its repeats evenly spaced over the epoch, so that about M/⌈w⌉ draws in a row, for the largest
+    w, hold no id twice.
 
     Args:
         plan: whom to draw, and how often.
@@ -200,7 +233,7 @@ class PlanSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         count = systematic_counts(self._weight, generator=self.generator)  # [M]
-        offset = torch.rand(count.numel(), dtype=torch.float64, generator=self.generator)
+        offset = _even_offsets(count, generator=self.generator)
         copies = torch.repeat_interleave(torch.arange(count.numel()), count)  # [M] draws
         first = count.cumsum(0) - count
         nth = torch.arange(copies.numel()) - first[copies]  # which repeat of its id each draw is
@@ -228,6 +261,22 @@ def systematic_counts(weight: Tensor, *, generator: torch.Generator) -> Tensor:
     count = torch.empty_like(ticks)
     count[order] = torch.diff(ticks, prepend=torch.zeros(1, dtype=torch.int64))
     return count
+
+
+def _even_offsets(count: Tensor, *, generator: torch.Generator) -> Tensor:
+    """[M] float64 in [0, 1), at random, evenly spread among ids with the same ``count`` ([M]).
+
+    So that the epoch is as dense everywhere, and repeats that are evenly spaced in it stay so.
+    """
+    mixed = torch.randperm(count.numel(), generator=generator)
+    order = mixed[count[mixed].argsort(stable=True)]  # by count, at random within one
+    values, sizes = torch.unique_consecutive(count[order], return_counts=True)
+    first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    start = torch.rand(values.numel(), dtype=torch.float64, generator=generator)
+    nth = torch.arange(count.numel()) - first
+    offset = torch.empty(count.numel(), dtype=torch.float64)
+    offset[order] = (nth + start.repeat_interleave(sizes)) / sizes.repeat_interleave(sizes)
+    return offset
 
 
 def _floor(store: IrreducibleLossStore, given: Tensor | None, classes: int) -> Tensor:

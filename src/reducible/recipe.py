@@ -120,18 +120,39 @@ class Recipe:
             raise ConfigurationError(
                 f"train_on={self.train_on!r} is for baselines that read no irreducible losses."
             )
+        self._check_rule()
         require_between("validation_examples", self.validation_examples, 0, whole=True)
         require_between("holdout_examples", self.holdout_examples, 0, whole=True)
         for name in ("train_examples", "n_b", "n_candidates", "steps", "evaluate_every"):
             require_between(name, getattr(self, name), 1, whole=True)
         require_between("n_b", self.n_b, 1, self.n_candidates, whole=True)
-        require_between("n_candidates", self.n_candidates, 1, self.train_examples, whole=True)
+        rows = self.holdout_examples if self.train_on == "holdout" else self.train_examples
+        require_between("n_candidates", self.n_candidates, 1, rows, whole=True)
         for name in ("label_noise", "holdout_noise"):
             require_between(name, getattr(self, name), 0.0, 1.0)
         require_between("plan_multiple", self.plan_multiple, 0.0, open_high=True)
         require_between("plan_exponent", self.plan_exponent, 0.0, open_high=True)
         require_between("learning_rate", self.learning_rate, 0.0, open_low=True)
-        _ = (self.scoring, self.rule)  # raise here, not mid-run
+        _ = self.scoring  # raise here, not mid-run
+
+    def _check_rule(self) -> None:
+        """Raise ConfigurationError where the rule does not go with the other settings."""
+        rule = self.rule
+        if rule.lr_ratio is not None and self.irreducible_from == "cross-fit":
+            raise ConfigurationError(
+                f"{self.selector} keeps training one irreducible-loss model, but cross-fitting "
+                "makes two. Take irreducible_from='holdout'."
+            )
+        if self.plan == "none":
+            return
+        if "group_irreducible_loss" in rule.needs:
+            raise ConfigurationError(
+                f"a plan needs one irreducible loss per example, {self.selector} one per group."
+            )
+        if rule.horizon != "batch":
+            raise ConfigurationError(
+                f"{self.selector} plans its epochs itself, so plan={self.plan!r} would do nothing."
+            )
 
     @property
     def scoring(self) -> Scoring:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from reducible import schedules
+from reducible.chosen import Chosen
 from reducible.data import TensorSet
 from reducible.files import replacing
 from reducible.ingredients import (
@@ -26,7 +27,7 @@ from reducible.ingredients import (
     loader_options,
 )
 from reducible.ledger import Ledger
-from reducible.loop import Chosen, SelectingLoader, weighted_mean
+from reducible.loop import SelectingLoader, weighted_mean
 from reducible.models import MODELS
 from reducible.recipe import Recipe
 from reducible.records import (

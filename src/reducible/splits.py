@@ -60,10 +60,10 @@ def make_splits(recipe: Recipe, seed: int) -> Splits:
     train, wrong = _corrupted(
         pool.subset(own), recipe.noise, recipe.label_noise, confusion, "train", generator
     )
-    holdout = None
+    holdout, holdout_wrong = None, torch.empty(0, dtype=torch.bool)
     if held.numel():
         clean = pool.subset(held)
-        holdout, _ = _corrupted(
+        holdout, holdout_wrong = _corrupted(
             clean, recipe.noise, recipe.holdout_noise, confusion, "holdout", generator
         )
     if validation.numel():
@@ -71,7 +71,7 @@ def make_splits(recipe: Recipe, seed: int) -> Splits:
     corrupted = torch.zeros(int(train.ids.max()) + 1, dtype=torch.bool)
     corrupted[train.ids] = wrong
     if recipe.train_on != "train" and holdout is not None:
-        train, corrupted = _with_holdout(recipe, train, holdout, wrong)
+        train, corrupted = _with_holdout(recipe, train, holdout, wrong, holdout_wrong)
     return Splits(train, holdout, test, corrupted)
 
 
@@ -85,7 +85,7 @@ def _corrupted(
 ) -> tuple[TensorSet, Tensor]:
     """The part with wrong labels, and which are wrong ([M] bool)."""
     classes = part.num_classes
-    if noise == "web-like" and share > 0:
+    if noise == "web-like" and (share > 0 or name == "train"):
         web = web_like(part.targets, num_classes=classes, noise=share, generator=generator)
         rows = part.resampled(web.positions, origin=f"{part.origin}/web-like/{name}")
         return rows.relabelled(web.targets), web.corrupted
@@ -120,12 +120,12 @@ def _confusion(pool: TensorSet, rows: Tensor) -> Tensor:
 
 
 def _with_holdout(
-    recipe: Recipe, train: TensorSet, holdout: TensorSet, wrong: Tensor
+    recipe: Recipe, train: TensorSet, holdout: TensorSet, wrong: Tensor, holdout_wrong: Tensor
 ) -> tuple[TensorSet, Tensor]:
     """What the baselines that use the holdout for training are trained on."""
     if recipe.train_on == "holdout":
         only = holdout.resampled(torch.arange(len(holdout)))
-        return only, torch.zeros(len(only), dtype=torch.bool)
+        return only, holdout_wrong
     both = TensorSet(
         torch.cat([train.inputs, holdout.inputs]),
         torch.cat([train.targets, holdout.targets]),
@@ -133,4 +133,4 @@ def _with_holdout(
         mean=train.mean,
         std=train.std,
     )
-    return both, torch.cat([wrong, torch.zeros(len(holdout), dtype=torch.bool)])
+    return both, torch.cat([wrong, holdout_wrong])

@@ -68,6 +68,7 @@ def test_quotas_are_the_largest_remainders(data: st.DataObject) -> None:
         ([1.0, 1.0, 1.0], [9, 9, 9], 2, 1, [1, 1, 0]),  # fewer rows than classes
         ([1.0, 1.0, 1.0], [1, 9, 9], 9, 3, [1, 4, 4]),
         ([1.0, 1.0], [9, 9], 6, 5, [3, 3]),  # k_min is cut to k/T
+        ([4.0, 2.4, 1.6], [9, 9, 9], 4, 0, [2, 1, 1]),  # 2, 1.2, 0.8: a whole quota gains nothing
         ([1.0], [4], 3, 1, [3]),
         ([1.0, 1.0], [2, 2], 4, 1, [2, 2]),
     ],
@@ -138,6 +139,7 @@ def test_a_run_equals_the_literal_reference(beta: float, lam: float) -> None:
             got = {i for i in chosen.index.tolist() if y[i] == t}
             assert got == literal_hybrid(rho, f, np.flatnonzero(y == t).tolist(), n, lam)
         assert chosen.info["score"].tolist() == rho[chosen.index].tolist()
+        assert chosen.weight.tolist() == [1.0] * k
         rule.observe(evidence, chosen)
         state = rule.state_dict()["averages"]
         assert {t: a.item() for t, a in state.items()} == pytest.approx(averages)
@@ -185,7 +187,7 @@ def test_the_reports_own_run_with_fewer_rows_than_classes() -> None:
     for seed in range(30):
         chosen = rule.select(evidence, 2, generator=torch.Generator().manual_seed(seed))
         classes = evidence.require("targets")[chosen.index].tolist()
-        assert len(set(classes)) == 2
+        assert len(classes) == len(set(classes)) == 2
         seen |= set(classes)
     assert seen == {0, 1, 2, 3}
 
@@ -226,3 +228,16 @@ def test_no_quota_below_k_min() -> None:
         )
         chosen = rule.select(loud, 10, generator=torch.Generator())
         assert chosen.info["quotas"].tolist() == [10 - k_min, k_min]
+
+
+def test_averages_are_kept_in_double() -> None:
+    rule = rd.selector("rho_class_balanced")
+    plain = _evidence(0)
+    evidence = _evidence(
+        0,
+        loss=plain.require("loss").float(),
+        irreducible_loss=plain.require("irreducible_loss").float(),
+    )
+    rule.observe(evidence, rule.select(evidence, 5, generator=torch.Generator()))
+    averages = rule.state_dict()["averages"].values()
+    assert {a.dtype for a in averages} == {torch.float64}

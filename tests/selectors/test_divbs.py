@@ -151,7 +151,10 @@ def test_projection_keeps_its_coordinates(generator: torch.Generator) -> None:
     coordinates = rule.state_dict()["coordinates"]
     assert coordinates.unique().numel() == 6
     assert 0 <= int(coordinates.min()) <= int(coordinates.max()) < 20
-    assert_greedy(literal_gradients(first)[:, coordinates], chosen.index.tolist())
+    g = literal_gradients(first)[:, coordinates]
+    assert_greedy(g, chosen.index.tolist())
+    pull = abs(g @ g.mean(axis=0))[int(chosen.index[0])] / abs(g).max() ** 2
+    assert chosen.info["score"][0].item() == pytest.approx(pull)
     resumed = rd.selector("divbs", project=6)
     resumed.load_state_dict(rule.state_dict())
     for step in range(1, 4):

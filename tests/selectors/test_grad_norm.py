@@ -162,3 +162,13 @@ def test_all_gradients_zero(generator: torch.Generator) -> None:
         assert chosen.weight.tolist() == [1.0] * 3
         rule.observe(evidence, chosen)
         assert rule.state_dict() == {"tau": pytest.approx(0.1 if gate else 0.0)}
+
+
+def test_a_shut_gate_hides_no_broken_norm(generator: torch.Generator) -> None:
+    evidence = _evidence()
+    rule = rd.selector("grad_norm_is", tau_gate=True)
+    with pytest.raises(rd.SelectionError, match="cannot choose 13 of 12"):
+        rule.select(evidence, 13, generator=generator)
+    evidence.require("logits")[5] = math.nan
+    with pytest.raises(rd.SelectionError, match="ids 5"):
+        rule.select(evidence, 3, generator=generator)

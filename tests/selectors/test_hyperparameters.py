@@ -21,7 +21,7 @@ IMPOSSIBLE: dict[str, dict[str, tuple[Any, ...]]] = {
     "rho_updating": {"lr_ratio": (-0.1, math.inf, *_NOT_NUMBERS)},
     "svp": {"uncertainty": ("bald", None)},
     "bald": {"samples": (0, -1, None, *_NOT_WHOLE)},
-    "entropy": {"samples": (-1, None, *_NOT_WHOLE)},
+    "entropy": {"samples": (-1, 0.0, None, *_NOT_WHOLE)},
     "conditional_entropy": {"samples": (0, -1, None, *_NOT_WHOLE)},
     "loss_minus_conditional_entropy": {"samples": (0, -1, None, *_NOT_WHOLE)},
     "reducr": {

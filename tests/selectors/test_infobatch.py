@@ -146,3 +146,11 @@ def test_weights_have_the_losses_dtype(dtype: torch.dtype) -> None:
         context={"step": torch.tensor(0), "total_steps": torch.tensor(9)},
     )
     assert _select(rd.selector("infobatch"), evidence).weight.dtype == dtype
+
+
+def test_the_mean_is_taken_in_double() -> None:
+    """In single precision the mean of 1 and the next number is 1, and nothing lies below it."""
+    loss = torch.tensor([1.0] * 10 + [1.0 + 2.0**-23] * 10)
+    context = {"step": torch.tensor(0), "total_steps": torch.tensor(9)}
+    evidence = rd.Evidence(ids=torch.arange(20), loss=loss, context=context)
+    assert len(_select(rd.selector("infobatch"), evidence).index) == 15

@@ -241,6 +241,8 @@ def test_dtype_is_the_losses_whatever_the_table_has(dtype: torch.dtype) -> None:
     chosen = rule.select(evidence, 1, generator=torch.Generator())
     assert chosen.weight.dtype == chosen.info["score"].dtype == dtype
     assert chosen.info["group_weights"].dtype == dtype
+    rule.observe(evidence, chosen)
+    assert rule.state_dict()["total"].dtype == torch.float64
 
 
 def test_gamma_is_recorded_for_fitting() -> None:

@@ -220,3 +220,8 @@ def test_impossible_schedules(schedule: dict[str, Any], message: str) -> None:
 def test_only_around_rules_that_decide_by_batch(name: str) -> None:
     with pytest.raises(rd.ConfigurationError, match="decide by candidate batch"):
         Scheduled(rd.selector(name))
+
+
+def test_half_a_row_is_rounded_up() -> None:
+    chosen = Scheduled(Recorder(), warmup=1).select(_evidence(0), 3, generator=_generator())
+    assert chosen.weight.tolist() == [2.0, 2.0, 1.0]  # half of 3 is 1.5

@@ -131,3 +131,10 @@ def test_defaults() -> None:
     row = rd.SELECTORS["selective_backprop"]
     assert row.hyperparameters == {"beta": 1.0, "history": 1024}
     assert row.needs == {"loss"}
+
+
+def test_what_is_remembered_is_a_copy() -> None:
+    rule, evidence = rd.selector("selective_backprop"), _evidence([1.0, 2.0])
+    rule.observe(evidence, rd.Selection(torch.tensor([0]), torch.ones(1)))
+    evidence.require("loss").zero_()
+    assert rule.state_dict()["recent"].tolist() == [1.0, 2.0]

@@ -66,4 +66,4 @@ def diverse_top_k(
 def _rescaled(features: Tensor) -> Tensor:
     """Rows scaled to a largest entry of one, so that squares neither overflow nor vanish."""
     largest = features.abs().amax(dim=1, keepdim=True)  # [B, 1]
-    return features / torch.where(largest > 0, largest, torch.ones_like(largest))
+    return features / largest.clamp(min=torch.finfo(features.dtype).tiny)

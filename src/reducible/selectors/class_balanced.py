@@ -54,7 +54,7 @@ def quotas(share: Tensor, room: Tensor, k: int, *, k_min: int = 1) -> Tensor:
             break
     whole = torch.where(open_classes, target.floor().long(), given)
     missing = k - int(whole.sum())
-    remainder = torch.where(open_classes & (whole < room), target - target.floor(), -1.0)
+    remainder = target - target.floor()  # 0 where nothing can be added
     for best in remainder.argsort(descending=True, stable=True)[:missing].tolist():
         whole[best] += 1
     return whole

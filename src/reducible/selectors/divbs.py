@@ -80,5 +80,4 @@ class DivBS(Selector):
 
 def _to_unit_scale(x: Tensor) -> Tensor:
     """``x`` over its largest magnitude: changes no pick, and keeps squares finite and not zero."""
-    largest = x.abs().amax()
-    return x / torch.where(largest > 0, largest, torch.ones_like(largest))
+    return x / x.abs().amax().clamp(min=torch.finfo(x.dtype).tiny)

@@ -1,0 +1,69 @@
+"""What is handed out: chosen rows, the parts they come in, and where they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, final
+
+from torch import Tensor
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Chosen:
+    """The rows to train on."""
+
+    batch: Any  # the loader's own structure, K rows, on the model's device
+    ids: Tensor  # [K] int64
+    weights: Tensor  # [K] for weighted_mean
+    info: Mapping[str, Tensor]  # what the rule says of its choice, for the log
+    shadows: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """Ids that each shadow selector would have chosen, [K'] int64."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Rows chosen from a candidate batch, before they are gathered."""
+
+    positions: Tensor  # [K] int64
+    ids: Tensor  # [K] int64
+    weights: Tensor  # [K]
+    info: Mapping[str, Tensor]
+    shadows: Mapping[str, Tensor]
+
+    def split(self, k: int) -> list[Part]:
+        """Parts of k rows, in order; scores go with their rows, the rest with every part."""
+        size = self.ids.numel()
+        parts: list[Part] = []
+        for first in range(0, size, k):
+            rows = slice(first, min(first + k, size))
+            info = {n: v[rows] if n == "score" else v for n, v in self.info.items()}
+            parts.append(
+                Part(
+                    self.positions[rows],
+                    self.ids[rows],
+                    self.weights[rows],
+                    info,
+                    self.shadows,
+                )
+            )
+        return parts
+
+    def state_dict(self) -> dict[str, Any]:
+        """All fields."""
+        return {
+            "positions": self.positions,
+            "ids": self.ids,
+            "weights": self.weights,
+            "info": dict(self.info),
+            "shadows": dict(self.shadows),
+        }
+
+
+class PickLog(Protocol):
+    """Where chosen ids are written; ``reducible.records.PickWriter`` is one."""
+
+    def write(self, step: int, ids: Tensor, scores: Tensor | None, weights: Tensor | None) -> None:
+        """One step's choice: [K] each."""
+        ...

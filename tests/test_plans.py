@@ -1,0 +1,376 @@
+"""Plans: by hand, then drawn: every id as often as its weight says, none twice in a batch."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader
+
+import reducible as rd
+from reducible.data import TensorSet
+from reducible.plans import noise_floor_filter, residual_weights, systematic_counts
+from reducible.stores import fingerprint
+
+# p(y | x) of six examples of two classes whose floors are 0.1 and 0.01
+P = torch.tensor([0.9, 0.25, 0.15, 0.5, 0.03, 0.015], dtype=torch.float64)
+LABELS = torch.tensor([0, 0, 0, 1, 1, 1])
+FLOOR = torch.tensor([0.1, 0.01], dtype=torch.float64)
+
+
+def _store(p: Tensor = P, **options: Any) -> rd.IrreducibleLossStore:
+    return rd.IrreducibleLossStore.from_tensor(-p.log(), **options)
+
+
+def _plan(p: Tensor = P, labels: Tensor = LABELS, **options: Any) -> rd.Plan:
+    options = {"noise_floor": FLOOR} | options
+    return rd.Plan.from_irreducible_loss(_store(p), torch.arange(len(p)), labels, **options)
+
+
+def _of(weight: Tensor, ids: Tensor | None = None) -> rd.Plan:
+    """A plan of given weights."""
+    ids = torch.arange(len(weight)) if ids is None else ids
+    return rd.Plan(ids, weight / weight.mean(), torch.empty(0, dtype=torch.int64), {})
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# -- by hand --------------------------------------------------------------------------------------
+
+
+def test_filter_by_hand() -> None:
+    """Twice the floor is 0.2 for class 0 and 0.02 for class 1: a rare class keeps its 0.03."""
+    keep = noise_floor_filter(P, LABELS, FLOOR, multiple=2.0)
+    assert keep.tolist() == [True, True, False, True, True, False]
+    assert bool(noise_floor_filter(P, LABELS, FLOOR, multiple=0.0).all())
+    edge = torch.tensor([0.2], dtype=torch.float64)  # exactly at the floor: kept
+    assert noise_floor_filter(edge, torch.tensor([0]), FLOOR, multiple=2.0).tolist() == [True]
+
+
+def test_weights_by_hand() -> None:
+    p = torch.tensor([0.98, 0.06, 0.5], dtype=torch.float64)
+    raw = [math.sqrt(0.04), math.sqrt(0.96), math.sqrt(0.52)]
+    mean = sum(raw) / 3
+    weight = residual_weights(p, exponent=0.5)
+    assert weight.tolist() == pytest.approx([w / mean for w in raw])
+    assert residual_weights(p, exponent=0.0).tolist() == [1.0, 1.0, 1.0]
+    sure = residual_weights(torch.ones(2, dtype=torch.float64), exponent=2.0)
+    assert sure.tolist() == [1.0, 1.0]  # the offset keeps what is certain in
+
+
+def test_a_plan_by_hand() -> None:
+    plan = _plan()
+    assert plan.ids.tolist() == [0, 1, 3, 4]
+    assert plan.dropped.tolist() == [5, 2]  # the highest irreducible loss first
+    raw = torch.tensor([0.12, 0.77, 0.52, 0.99]).double().sqrt()
+    torch.testing.assert_close(plan.weight, raw / raw.mean(), rtol=1e-6, atol=0)
+    assert plan.weight.dtype == torch.float64
+    assert plan.weight.mean().item() == pytest.approx(1.0)
+
+
+def test_order_of_ids_does_not_matter() -> None:
+    mixed = torch.tensor([4, 0, 5, 2, 1, 3])
+    store = _store(fingerprint=fingerprint(torch.arange(6), LABELS))
+    plan = rd.Plan.from_irreducible_loss(store, mixed, LABELS[mixed], noise_floor=FLOOR)
+    assert torch.equal(plan.ids, _plan().ids)
+    assert torch.equal(plan.weight, _plan().weight)
+
+
+def test_the_floor_is_in_the_header_of_fitted_stores() -> None:
+    store = _store(header={"noise_floor": FLOOR.tolist(), "method": "holdout", "seconds": 2.5})
+    plan = rd.Plan.from_irreducible_loss(store, torch.arange(6), LABELS)
+    assert torch.equal(plan.ids, _plan().ids)
+    assert plan.report["store"] == {"method": "holdout", "model": None, "seconds": 2.5}
+    other = rd.Plan.from_irreducible_loss(store, torch.arange(6), LABELS, noise_floor=FLOOR * 0)
+    assert len(other.ids) == 6  # what is given counts
+
+
+def test_the_report_says_what_was_decided() -> None:
+    report = _plan(exponent=1.0).report
+    assert json.loads(json.dumps(dict(report))) == report
+    assert (report["multiple"], report["exponent"], report["offset"]) == (2.0, 1.0, 0.02)
+    assert (report["examples"], report["kept"]) == (6, 4)
+    assert report["noise_floor"] == FLOOR.tolist()
+    assert report["highest_irreducible_loss"] == [5, 2]
+    assert [(r["class"], r["examples"], r["kept"]) for r in report["by_class"]] == [
+        (0, 3, 2),
+        (1, 3, 2),
+    ]
+    assert [r["median_probability"] for r in report["by_class"]] == pytest.approx([0.25, 0.03])
+
+
+def test_a_class_without_examples() -> None:
+    labels = torch.tensor([0, 0, 0, 2, 2, 2])
+    report = _plan(labels=labels, noise_floor=torch.tensor([0.1, 0.5, 0.01])).report
+    assert report["by_class"][1] == {
+        "class": 1, "examples": 0, "kept": 0, "median_probability": None,
+    }  # fmt: skip
+
+
+# -- what cannot work -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"multiple": -1.0}, r"multiple must be a number in \[0.0, inf\)"),
+        ({"multiple": math.nan}, "got nan"),
+        ({"exponent": -0.5}, "exponent must be"),
+        ({"exponent": math.inf}, "got inf"),
+        ({"offset": 0.0}, r"offset must be a number in \(0.0, inf\)"),
+        ({"noise_floor": None}, "has no noise floor .* pass noise_floor="),
+        ({"noise_floor": torch.tensor([0.1])}, r"a noise floor of shape \(1,\), 2 classes"),
+        ({"noise_floor": torch.ones(2, 2)}, r"a noise floor of shape \(2, 2\)"),
+        ({"multiple": 100.0}, "multiple=100.0 of the noise floor drops all 6 examples"),
+    ],
+)
+def test_settings_that_cannot_work(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(rd.ConfigurationError, match=message):
+        _plan(**options)
+
+
+def test_data_that_does_not_fit() -> None:
+    plan, ids = rd.Plan.from_irreducible_loss, torch.arange(6)
+    with pytest.raises(rd.DataError, match=r"6 ids but labels of shape \(5,\)"):
+        plan(_store(), ids, LABELS[:5], noise_floor=FLOOR)
+    with pytest.raises(rd.DataError, match=r"ids 0, 1, 2 occur more than once"):
+        plan(_store(), ids // 2, LABELS, noise_floor=FLOOR)
+    grouped = rd.IrreducibleLossStore.from_tensor(torch.zeros(6, 2))
+    with pytest.raises(rd.ConfigurationError, match="one loss per example, not groups"):
+        plan(grouped, ids, LABELS, noise_floor=FLOOR)
+    of_others = _store(fingerprint=fingerprint(ids, LABELS.flip(0)))
+    with pytest.raises(rd.StoreError, match="the same ids with other labels"):
+        plan(of_others, ids, LABELS, noise_floor=FLOOR)
+    with pytest.raises(rd.StoreError, match="1 ids without irreducible loss: 6"):
+        plan(_store(), ids + 1, LABELS, noise_floor=FLOOR)
+    with pytest.raises(rd.DataError, match="irreducible losses below 0, ids 0"):
+        plan(_store(P + torch.tensor([0.2, 0, 0, 0, 0, 0])), ids, LABELS, noise_floor=FLOOR)
+
+
+# -- saving ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("multiple", [0.0, 2.0])  # without and with ids that are dropped
+def test_save_and_load(multiple: float, tmp_path: Path) -> None:
+    plan = _plan(multiple=multiple)
+    plan.save(tmp_path / "plan")
+    again = rd.Plan.load(tmp_path / "plan")
+    for name in ("ids", "weight", "dropped"):
+        kept = getattr(again, name)
+        assert kept.dtype == getattr(plan, name).dtype
+        assert torch.equal(kept, getattr(plan, name))
+    assert again.report == plan.report
+    assert [p.name for p in tmp_path.iterdir()] == ["plan"]
+
+
+def test_files_that_are_no_plans(tmp_path: Path) -> None:
+    path = tmp_path / "plan"
+    _plan().save(path)
+    whole = path.read_bytes()
+    for damaged in (whole[:-9], whole[:20], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(rd.StoreError, match=r"is damaged .* make the plan again"):
+            rd.Plan.load(path)
+    _store().save(path)
+    with pytest.raises(rd.StoreError, match=r"is no saved plan: 'reducible\.irreducible_loss\.1'"):
+        rd.Plan.load(path)
+    save_file({"ids": torch.arange(2)}, path)
+    with pytest.raises(rd.StoreError, match="is no saved plan: None"):
+        rd.Plan.load(path)
+
+
+# -- how often ------------------------------------------------------------------------------------
+
+WEIGHTS = st.lists(st.floats(0.01, 50.0), min_size=1, max_size=60)
+
+
+@settings(deadline=None, max_examples=100)
+@given(raw=WEIGHTS, seed=st.integers(0, 2**32))
+def test_counts_are_the_weight_rounded_down_or_up(raw: list[float], seed: int) -> None:
+    weight = torch.tensor(raw, dtype=torch.float64)
+    weight = weight / weight.mean()
+    count = systematic_counts(weight, generator=_generator(seed))
+    assert int(count.sum()) == len(raw)
+    slack = 1e-9  # a weight that is whole but for rounding
+    assert bool((count >= (weight - slack).floor()).all())
+    assert bool((count <= (weight + slack).ceil()).all())
+
+
+def test_counts_are_the_weight_in_the_mean() -> None:
+    weight = torch.tensor([0.1, 0.4, 2.5, 1.0, 0.75, 1.25], dtype=torch.float64)
+    generator, draws = _generator(), 4000
+    total = sum(systematic_counts(weight, generator=generator) for _ in range(draws))
+    # a count is ⌊w⌋ plus a coin: its variance is at most 1/4
+    assert float((torch.as_tensor(total) / draws - weight).abs().max()) < 5 * 0.5 / draws**0.5
+
+
+def test_neighbours_are_not_tied() -> None:
+    """Ids side by side are drawn together no more often than ids far apart."""
+    weight = torch.full((40,), 0.5, dtype=torch.float64).repeat_interleave(2)
+    weight[::2] = 1.5
+    generator = _generator()
+    counts = torch.stack([systematic_counts(weight, generator=generator) for _ in range(2000)])
+    correlation = torch.corrcoef(counts.T.double())
+    beside = correlation.diagonal(1).mean()
+    assert abs(float(beside)) < 0.05
+
+
+# -- the sampler ----------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    n=st.integers(50, 400),
+    spread=st.floats(0.0, 3.0),
+    share=st.floats(0.1, 1.0),
+    seed=st.integers(0, 10**6),
+)
+def test_no_id_twice_in_any_batch(n: int, spread: float, share: float, seed: int) -> None:
+    weight = torch.rand(n, generator=_generator(seed), dtype=torch.float64) * spread + 0.5
+    plan = _of(weight)
+    most = math.ceil(float(plan.weight.max()))
+    # a window holds its share of every count, give or take a draw
+    size = max(1, int(share * n / most) - most - 1)
+    for batch in BatchSampler(plan.sampler(_ids_only(n), generator=_generator(seed)), size, False):
+        assert len(set(batch)) == len(batch)
+
+
+def _ids_only(n: int) -> Any:
+    return TensorSet(torch.zeros(n, 1), torch.zeros(n, dtype=torch.int64))
+
+
+def test_repeats_are_evenly_spaced() -> None:
+    weight = torch.cat([torch.full((300,), 0.7), torch.full((100,), 3.0)]).double()
+    plan = _of(weight)
+    drawn = list(plan.sampler(_ids_only(400), generator=_generator()))
+    at: dict[int, list[int]] = {}
+    for place, position in enumerate(drawn):
+        at.setdefault(position, []).append(place)
+    for places in at.values():
+        for a, b in itertools.pairwise(places):
+            assert abs((b - a) - 400 / len(places)) <= 4
+
+
+def test_every_id_comes_as_often_as_its_weight() -> None:
+    weight = torch.linspace(0.2, 3.0, 100, dtype=torch.float64)
+    plan = _of(weight, ids=torch.arange(100) * 3 + 7)
+    data = TensorSet(torch.zeros(100, 1), torch.zeros(100).long(), ids=plan.ids.flip(0))
+    sampler = plan.sampler(data, generator=_generator())
+    assert len(sampler) == 100
+    counts: Counter[int] = Counter()
+    for _ in range(50):
+        epoch = Counter(int(data.ids[p]) for p in sampler)
+        assert epoch.total() == 100
+        for i, w in zip(plan.ids.tolist(), plan.weight.tolist(), strict=True):
+            assert math.floor(w) <= epoch[i] <= math.ceil(w)
+        counts.update(epoch)
+    seen = torch.tensor([counts[i] / 50 for i in plan.ids.tolist()]).double()
+    assert float((seen - plan.weight).abs().max()) < 5 * 0.5 / 50**0.5
+
+
+def test_equal_weights_are_a_shuffle_that_moves_on() -> None:
+    plan = _of(torch.ones(30, dtype=torch.float64))
+    sampler = plan.sampler(_ids_only(30), generator=_generator(1))
+    first, second = list(sampler), list(sampler)
+    assert sorted(first) == sorted(second) == list(range(30))
+    assert first != second != list(range(30))
+    again = plan.sampler(_ids_only(30), generator=_generator(1))
+    assert [list(again), list(again)] == [first, second]
+
+
+def test_a_sampler_moves_no_global_stream(global_streams: Any) -> None:
+    streams = global_streams()
+    list(_plan().sampler(_ids_only(6), generator=_generator()))
+    assert global_streams() == streams
+
+
+def test_ids_that_the_data_set_lacks() -> None:
+    plan = _of(torch.ones(8, dtype=torch.float64))
+    with pytest.raises(rd.DataError, match=r"lacks 3 ids of the plan: 5, 6, 7\. The plan is of"):
+        plan.sampler(_ids_only(5), generator=_generator())
+    no_ids = nn.Identity()
+    with pytest.raises(rd.DataError, match="carries no ids"):
+        plan.sampler(no_ids, generator=_generator())
+
+
+def test_batches_that_a_plan_cannot_fill() -> None:
+    plan = _of(torch.tensor([1.0] * 90 + [11.0] * 10).double())
+    assert float(plan.weight.max()) == 5.5
+    with pytest.raises(rd.ConfigurationError, match=r"weight is 5\.5 brings that id every 16 draw"):
+        plan.sampler(_ids_only(100), generator=_generator(), batch_size=17)
+    with pytest.raises(rd.ConfigurationError, match="batches of 101 from the 100 examples"):
+        plan.sampler(_ids_only(100), generator=_generator(), batch_size=101)
+    assert len(plan.sampler(_ids_only(100), generator=_generator(), batch_size=16)) == 100
+
+
+# -- in the loop ----------------------------------------------------------------------------------
+
+N, N_B, K = 120, 20, 5
+
+
+def _data(kind: str, plan: rd.Plan) -> Any:
+    """A loader over more examples than the plan has, in the order of the plan."""
+    g = _generator(1)
+    x, y = torch.randn(N + 30, 4, generator=g), torch.randint(3, (N + 30,), generator=g)
+    tensors = TensorSet(x, y)
+    if kind == "tensors":
+        order = plan.sampler(tensors, generator=_generator(3))
+        batches = BatchSampler(order, N_B, True)
+        return DataLoader(tensors, batch_size=None, sampler=batches, collate_fn=_whole)
+    items: Any = list(zip(x, y.tolist(), strict=True))
+    data = rd.WithIds(items)
+    return DataLoader(data, batch_size=N_B, sampler=plan.sampler(data, generator=_generator(3)))
+
+
+def _whole(batch: Any) -> Any:
+    return batch
+
+
+def _batches(kind: str, rule: str, plan: rd.Plan) -> Any:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3)
+    return rd.SelectingLoader(_data(kind, plan), model, rd.selector(rule), keep=K)
+
+
+@pytest.mark.parametrize("kind", ["tensors", "with-ids"])
+@pytest.mark.parametrize("rule", ["train_loss", "uniform"])
+def test_a_loader_in_the_order_of_a_plan_resumes(kind: str, rule: str) -> None:
+    plan = _of(torch.linspace(0.5, 2.0, N, dtype=torch.float64), torch.arange(N) + 20)
+    batches, expected, states = _batches(kind, rule, plan), [], []
+    for _ in range(2):
+        for chosen in batches:
+            expected.append(chosen.ids.tolist())
+            states.append(batches.state_dict())
+            assert set(expected[-1]) <= set(plan.ids.tolist())
+    assert len(expected) == 2 * N // N_B
+    for stop in (2, N // N_B + 3):
+        again = _batches(kind, rule, plan)
+        again.load_state_dict(states[stop - 1])
+        rest = [c.ids.tolist() for c in again]
+        while len(rest) < len(expected) - stop:
+            rest += [c.ids.tolist() for c in again]
+        assert rest == expected[stop:]
+
+
+def test_a_plan_orders_the_candidates_as_it_draws_them() -> None:
+    plan = _of(torch.linspace(0.5, 2.0, N, dtype=torch.float64))
+    drawn: Counter[int] = Counter()
+    loader = _data("tensors", plan)
+    for ids, _ in loader:
+        assert ids.unique().numel() == N_B
+        drawn.update(ids.tolist())
+    for i, w in enumerate(plan.weight.tolist()):
+        assert math.floor(w) <= drawn[i] <= math.ceil(w)
