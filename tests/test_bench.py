@@ -79,22 +79,47 @@ def test_lookup_time_and_flatness() -> None:
     assert (row["unit"], row["runs"]) == ("µs per id", 50)
     assert "1,000 dense ids" in row["what"]
     assert row["median"] > 0
-    flat = bench.flat_over_steps(50)
+    flat, grown = bench.flat_over_steps(50)
     assert (flat["unit"], flat["runs"]) == ("ratio", 9)
     assert flat["min"] > 0
+    assert (grown["unit"], grown["runs"]) == ("MiB", 1)
+
+
+def test_picking_times_of_every_rule() -> None:
+    for name in bench.SELECTORS:
+        row = bench.picking_time(name, repeats=1)
+        assert (row["unit"], row["runs"], row["median"] > 0) == ("ms", 2, True)
+        assert name in row["what"]
+
+
+def test_scoring_costs_name_every_way() -> None:
+    rows = bench.scoring_costs("lenet-8", repeats=1)
+    assert [row["what"].split(": ")[1] for row in rows] == [
+        "exact",
+        "bfloat16, channels last",
+        "by an mlp-64",
+    ]
+    assert all(row["median"] > 0 for row in rows)
 
 
 @pytest.mark.parametrize("quick", [True, False])
 def test_all_measurements_are_asked_for(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[Any] = []
-    for name in ("step_overhead", "lookup_time", "flat_over_steps"):
-        monkeypatch.setattr(
-            bench, name, lambda *a, _n=name, **k: calls.append((_n, a, k)) or {"what": _n}
-        )
-    rows = bench.run_bench(quick=quick)
-    assert [r["what"] for r in rows] == ["step_overhead"] * 2 + ["lookup_time", "flat_over_steps"]
-    assert [c[2] for c in calls[:2]] == [{"rounds": 3 if quick else 15}] * 2
-    assert [c[1] for c in calls[2:]] == [
-        (10**6 if quick else 10**8,),
-        (5_000 if quick else 100_000,),
-    ]
+    calls: dict[str, list[tuple[Any, Any]]] = {}
+    one = ("step_overhead", "picking_time", "large_divbs", "lookup_time")
+    for name in (*one, "scoring_costs", "fitting_costs", "flat_over_steps"):
+
+        def stand_in(*args: Any, _name: str = name, **options: Any) -> Any:
+            calls.setdefault(_name, []).append((args, options))
+            row = {"what": _name}
+            return row if _name in one else [row]
+
+        monkeypatch.setattr(bench, name, stand_in)
+    bench.run_bench(quick=quick)
+    rounds = 3 if quick else 15
+    assert [c[1] for c in calls["step_overhead"]] == [{"rounds": rounds}] * 2
+    assert [c[0][0] for c in calls["picking_time"]] == list(bench.SELECTORS)
+    assert ("large_divbs" in calls) is not quick
+    assert calls["lookup_time"] == [((10**6 if quick else 10**8,), {})]
+    assert calls["flat_over_steps"] == [((5_000 if quick else 100_000,), {})]
+    assert len(calls["scoring_costs"]) == 3
+    assert len(calls["fitting_costs"]) == 1
