@@ -241,3 +241,12 @@ def test_averages_are_kept_in_double() -> None:
     rule.observe(evidence, rule.select(evidence, 5, generator=torch.Generator()))
     averages = rule.state_dict()["averages"].values()
     assert {a.dtype for a in averages} == {torch.float64}
+
+
+def test_a_broken_feature_is_named_by_its_id() -> None:
+    features = torch.zeros(12, 3, dtype=torch.float64)
+    features[7, 1] = math.nan
+    y = torch.arange(2).repeat_interleave(6)
+    evidence = _evidence(0, 12, targets=y, features=features, ids=torch.arange(100, 112))
+    with pytest.raises(rd.SelectionError, match="ids 107"):
+        rd.selector("rho_class_balanced").select(evidence, 8, generator=torch.Generator())
