@@ -57,8 +57,8 @@ def step_overhead(model_name: str, *, rounds: int, steps: int = 40) -> dict[str,
     """Seconds of a step of SelectingLoader over those of the same arithmetic by hand.
 
     Both do the same loading, forward, top-k, gather and update; each has its own model from the
-    same initialisation. They take turns, the order alternating, so that a drift of the machine
-    falls on both.
+    same initialisation. They take turns step by step, the order alternating, so that a drift of the
+    machine falls on both; a round is the ratio of the medians of ``steps`` such pairs.
     """
     data = fashion_mnist("train")
     store = IrreducibleLossStore.from_tensor(torch.rand(len(data)))
@@ -67,11 +67,12 @@ def step_overhead(model_name: str, *, rounds: int, steps: int = 40) -> dict[str,
     for steps_of in (ours, by_hand):
         _seconds(steps_of, 5)
     ratios: list[float] = []
-    for turn in range(rounds):
-        pair: dict[bool, float] = {}
-        for mine in (True, False) if turn % 2 == 0 else (False, True):
-            pair[mine] = _seconds(ours if mine else by_hand, steps)
-        ratios.append(pair[True] / pair[False])
+    for _ in range(rounds):
+        times: dict[bool, list[float]] = {True: [], False: []}
+        for turn in range(steps):
+            for mine in (True, False) if turn % 2 == 0 else (False, True):
+                times[mine].append(_seconds(ours if mine else by_hand, 1))
+        ratios.append(statistics.median(times[True]) / statistics.median(times[False]))
     return _row(f"step, SelectingLoader over by hand, {model_name}, 32 of 320", ratios, "ratio")
 
 

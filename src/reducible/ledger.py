@@ -5,8 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, final
 
@@ -51,14 +50,9 @@ class Ledger:
         self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self.counts = Counts()
 
-    @contextmanager
-    def phase(self, name: Phase) -> Iterator[None]:
+    def phase(self, name: Phase) -> _Phase:
         """Charge the time of the body to ``name``."""
-        self.enter(name)
-        try:
-            yield
-        finally:
-            self.leave()
+        return _Phase(self, name)
 
     def enter(self, name: Phase) -> None:
         """Begin a phase; suspends the one that runs."""
@@ -100,6 +94,22 @@ class Ledger:
         """Go on from a saved ledger."""
         self.seconds = dict(state["seconds"])
         self.counts = Counts(**state["counts"])
+
+
+class _Phase:
+    """One stretch of time; a class, for it is entered several times a step."""
+
+    __slots__ = ("_ledger", "_name")
+
+    def __init__(self, ledger: Ledger, name: Phase) -> None:
+        self._ledger = ledger
+        self._name: Phase = name
+
+    def __enter__(self) -> None:
+        self._ledger.enter(self._name)
+
+    def __exit__(self, *_: object) -> None:
+        self._ledger.leave()
 
 
 def peak_memory_bytes() -> int:

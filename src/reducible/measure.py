@@ -249,7 +249,8 @@ def _passes(
 ) -> Iterator[None]:
     """Forward passes of ``model`` in its scoring mode that leave no trace."""
     dtype = _DTYPES[scoring.precision]
-    device = next(model.parameters(), torch.empty(0)).device
+    first = next(model.parameters(), None)
+    device = torch.device("cpu") if first is None else first.device
     cast = nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
     chance = dropout or scoring.batchnorm == "reference"
     with _mode(model, scoring.batchnorm, chance), _streams(model, device, chance), cast:
@@ -274,16 +275,22 @@ def _mode(model: nn.Module, batchnorm: str, chance: bool) -> Iterator[None]:
     try:
         for module, is_frozen in zip(modules, frozen, strict=True):
             moves = batchnorm == "reference" or not isinstance(module, _NormBase)
-            module.training = chance and moves and not is_frozen
+            _set(module, chance and moves and not is_frozen)
         for norm in norms:
             # Train mode without tracking: statistics of the batch, running ones out of reach.
-            norm.training, norm.track_running_stats = True, False
+            _set(norm, True)
+            norm.track_running_stats = False
         yield
     finally:
         for norm, tracking in zip(norms, was_tracking, strict=True):
             norm.track_running_stats = tracking
         for module, training in zip(modules, was_training, strict=True):
-            module.training = training
+            _set(module, training)
+
+
+def _set(module: nn.Module, training: bool) -> None:
+    """``module.training = training``, without the search that nn.Module makes on every set."""
+    module.__dict__["training"] = training
 
 
 _draws_from_python: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()

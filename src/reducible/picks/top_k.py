@@ -29,7 +29,9 @@ def top_k(
     """
     check_scores(scores, k, ids)
     order = torch.randperm(scores.numel(), generator=generator, device=scores.device)  # [B]
-    best = scores[order].topk(k)
+    best = scores.index_select(0, order).topk(k)
     return Selection(
-        index=order[best.indices], weight=scores.new_ones(k), info={"score": best.values}
+        index=order.index_select(0, best.indices),
+        weight=scores.new_ones(k),
+        info={"score": best.values},
     )

@@ -11,6 +11,8 @@ from torch.utils.data import Dataset, Subset
 
 from reducible.types import Candidates, DataError, name_ids
 
+_BATCH = 4096  # ids up to which a Python set beats a sort
+
 
 @final
 class WithIds(Dataset[Candidates]):
@@ -131,6 +133,8 @@ def require_ids(ids: Tensor) -> None:
         )
     if ids.numel() == 0:
         raise DataError("there are no ids: an empty batch or data set.")
+    if ids.numel() <= _BATCH and _all_different(ids.tolist()):
+        return
     ordered = ids.sort().values
     if int(ordered[0]) < 0:
         raise DataError(f"ids must not be negative, got {name_ids(ids[ids < 0])}.")
@@ -140,6 +144,11 @@ def require_ids(ids: Tensor) -> None:
             f"ids {name_ids(ordered[1:][repeated].unique())} occur more than once. A sampler that "
             "draws with replacement, or pads the last batch, repeats examples."
         )
+
+
+def _all_different(ids: list[int]) -> bool:
+    """Whether ids are not negative and differ; for a batch several times faster than a sort."""
+    return min(ids) >= 0 and len(set(ids)) == len(ids)
 
 
 def fingerprint(ids: Tensor, labels: Tensor | None = None) -> str:

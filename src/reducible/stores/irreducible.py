@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from typing import Any, final
@@ -112,24 +113,29 @@ class IrreducibleLossStore:
         """
         where = ids.cpu()
         if self._ids is None:
-            known = (where >= 0) & (where < len(self))
-            rows = where
+            try:
+                found = self._values.index_select(0, where)  # [B] or [B, G]
+            except IndexError:
+                raise self._unknown(where[(where < 0) | (where >= len(self))]) from None
         else:
             rows = torch.searchsorted(self._ids, where).clamp_(max=len(self) - 1)
             known = self._ids[rows] == where
-        if not bool(known.all()):
-            raise StoreError(
-                f"{int((~known).sum())} ids without irreducible loss: {name_ids(where[~known])}. "
-                f"The store holds {len(self)} ids: it is of another data set or split."
-            )
-        found = self._values.index_select(0, rows)  # [B] or [B, G]
-        if bool(found.isnan().any()):
+            if not bool(known.all()):
+                raise self._unknown(where[~known])
+            found = self._values.index_select(0, rows)
+        if math.isnan(float(found.sum())):
             bad = found.isnan() if found.dim() == 1 else found.isnan().any(1)
             raise StoreError(
                 f"{int(bad.sum())} ids were never scored: {name_ids(where[bad])}. "
                 "Fit irreducible losses on all of the train set."
             )
         return found.to(ids.device)
+
+    def _unknown(self, ids: Tensor) -> StoreError:
+        return StoreError(
+            f"{ids.numel()} ids without irreducible loss: {name_ids(ids)}. The store holds "
+            f"{len(self)} ids: it is of another data set or split."
+        )
 
     def check(self, fingerprint: str) -> None:
         """Raise StoreError unless this store is of the data with ``fingerprint``.
