@@ -59,9 +59,9 @@ def test_step_overhead_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(bench, "_steps_by_loader", steps("ours"))
     monkeypatch.setattr(bench, "_steps_by_hand", steps("hand"))
-    row = bench.step_overhead("mlp-64", rounds=3, steps=1)
+    row = bench.step_overhead("mlp-64", rounds=3, steps=2)
     assert turns[:10] == ["ours"] * 5 + ["hand"] * 5  # warm-up
-    assert turns[10:] == ["ours", "hand", "hand", "ours", "ours", "hand"]
+    assert turns[10:] == ["ours", "hand", "hand", "ours"] * 3
     assert set(row) == KEYS
     assert row["runs"] == 3
     assert "mlp-64" in row["what"]

@@ -410,3 +410,30 @@ def test_a_proxy_by_seed_leaves_the_global_streams_alone(
 def test_a_proxy_of_nothing() -> None:
     with pytest.raises(rd.DataError, match="the train set is empty"):
         rd.fit_proxy(_small, Subset(rd.WithIds(Unlabelled()), []), **QUIET)
+
+
+def test_many_groups_are_fitted_a_few_at_a_time_and_scored_all() -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(240, 4, generator=g)
+    pool = TensorSet(x, (x[:, 0] > 0).long())
+    holdout, train = pool.subset(torch.arange(80)), pool.subset(torch.arange(80, 240))
+    groups = torch.arange(240) % 40
+
+    def fit() -> rd.IrreducibleLossStore:
+        return rd.fit_group_irreducible_loss(
+            lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)),
+            holdout,
+            train,
+            groups=groups,
+            shared=True,
+            epochs=30,
+            progress=False,
+        )
+
+    store = fit()
+    assert store.groups == 40
+    values = store.lookup(train.ids)
+    assert bool(torch.isfinite(values).all())
+    assert float(values.mean()) < 0.6  # better than a coin, log 2
+    assert bool((values.std(dim=1) > 0).all())  # adapters differ
+    assert torch.equal(values, fit().lookup(train.ids))

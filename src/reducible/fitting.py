@@ -107,6 +107,10 @@ class Objective(Protocol):
         """The lowest decides which checkpoint is kept."""
         ...
 
+    def whole(self) -> Objective:
+        """What the kept checkpoint is scored with; itself where ``score`` leaves nothing out."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class MeanLoss:
@@ -144,6 +148,10 @@ class MeanLoss:
             return float(scores.loss.double().mean())
         w = self.weight(scores.ids, scores.labels).double()
         return float((scores.loss * w).sum() / w.sum())
+
+    def whole(self) -> MeanLoss:
+        """Itself."""
+        return self
 
 
 class Fit:
@@ -253,8 +261,13 @@ class Fit:
                 f"no checkpoint of the irreducible-loss model has a finite loss (saw {curve}): "
                 "the fit diverged. Lower its learning rate, or check the inputs for NaN."
             )
-        best.mean_losses, best.model_name = curve, type(model).__name__
         self.weights = weights
+        final = objective.whole()
+        if final is not objective:
+            model.load_state_dict(weights)
+            kept_epoch, best = best.kept_epoch, self._score(model, scored, final)
+            best.kept_epoch = kept_epoch
+        best.mean_losses, best.model_name = curve, type(model).__name__
         if self.save_model is not None:
             with replacing(self.save_model) as temporary:
                 save_file({k: v.cpu().contiguous() for k, v in weights.items()}, temporary)

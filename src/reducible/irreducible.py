@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
 import torch
@@ -210,12 +210,18 @@ class GroupAdapters(nn.Module):
         nn.init.zeros_(self.up.bias)
         self._task, self._shape = task, (groups, classes)
 
-    def forward(self, batch: Any) -> Tensor:
-        """[B, G, C] logits."""
+    def forward(self, batch: Any, groups: Tensor | None = None) -> Tensor:
+        """[B, G, C] logits, or [B, M, C] of the ``groups`` ([M] int64) alone."""
         logits, features = self._task.forward(self.network, batch, features=True)
         assert features is not None
-        shift: Tensor = self.up(self.down(features))  # [B, G·C]
-        return logits.unsqueeze(1) + shift.view(-1, *self._shape)
+        low = self.down(features)  # [B, rank]
+        if groups is None:
+            shift: Tensor = self.up(low)  # [B, G·C]
+        else:
+            weight = self.up.weight.view(*self._shape, -1)[groups]  # [M, C, rank]
+            bias = self.up.bias.view(*self._shape)[groups]  # [M, C]
+            shift = F.linear(low, weight.flatten(0, 1), bias.flatten())  # [B, M·C]
+        return logits.unsqueeze(1) + shift.view(logits.shape[0], -1, logits.shape[1])
 
 
 def _with_adapters(
@@ -229,44 +235,70 @@ def _with_adapters(
     return GroupAdapters(network, task, features.shape[1], logits.shape[1], groups, rank)
 
 
+_GROUPS_AT_ONCE = (
+    16  # groups that an update and a check of a checkpoint look at, where there are more
+)
+
+
 @dataclass(frozen=True, slots=True)
 class _AdaptedLoss:
-    """Mean over groups of the weighted losses of a network with adapters."""
+    """Mean over groups of the weighted losses of a network with adapters.
+
+    Where there are many groups, an update takes a random few of them, which leaves its mean
+    unbiased, and checkpoints are told apart by a fixed few; the kept one is scored for all.
+    """
 
     task: Task
     smoothing: float
     groups_of: Callable[[Tensor, Tensor], Tensor]
     groups: int
     gamma: float
+    all_groups: bool = False
 
-    def _losses(self, model: nn.Module, batch: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, G] losses and [B, G, C] logits."""
-        logits = model(batch)  # [B, G, C]
-        repeated = targets.repeat_interleave(self.groups)
+    def _losses(
+        self, model: nn.Module, batch: Any, targets: Tensor, groups: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """[B, M] losses and [B, M, C] logits of the groups looked at."""
+        logits = model(batch, groups)  # [B, M, C]
+        repeated = targets.repeat_interleave(logits.shape[1])
         loss = self.task.loss(logits.flatten(0, 1), repeated)
-        return per_example(loss, repeated.numel()).view(-1, self.groups), logits
+        return per_example(loss, repeated.numel()).view(logits.shape[:2]), logits
 
-    def _weight(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """[B, G]: 1 + γ at the example's own group."""
-        own = F.one_hot(self.groups_of(ids, targets), self.groups)
+    def _weight(self, ids: Tensor, targets: Tensor, groups: Tensor | None) -> Tensor:
+        """[B, M]: 1 + γ at the example's own group."""
+        looked_at = torch.arange(self.groups, device=targets.device) if groups is None else groups
+        own = self.groups_of(ids, targets).unsqueeze(1) == looked_at  # [B, M]
         return 1.0 + self.gamma * own
 
+    @property
+    def _few(self) -> Tensor | None:
+        """The groups that tell checkpoints apart, evenly spaced; None: all."""
+        if self.all_groups or self.groups <= _GROUPS_AT_ONCE:
+            return None
+        return torch.arange(_GROUPS_AT_ONCE) * self.groups // _GROUPS_AT_ONCE
+
     def update_loss(self, model: nn.Module, candidates: Candidates, targets: Tensor) -> Tensor:
-        loss, logits = self._losses(model, candidates.batch, targets)
+        groups = None
+        if self.groups > _GROUPS_AT_ONCE:
+            groups = torch.randperm(self.groups, device=targets.device)[:_GROUPS_AT_ONCE]
+        loss, logits = self._losses(model, candidates.batch, targets, groups)
         if self.smoothing:
-            spread = -logits.log_softmax(-1).mean(-1)  # [B, G]
+            spread = -logits.log_softmax(-1).mean(-1)  # [B, M]
             loss = (1.0 - self.smoothing) * loss + self.smoothing * spread
-        return (loss * self._weight(candidates.ids, targets)).mean(dim=1)
+        return (loss * self._weight(candidates.ids, targets, groups)).mean(dim=1)
 
     def score(
         self, model: nn.Module, candidates: Candidates, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        loss, logits = self._losses(model, candidates.batch, targets)
+        loss, logits = self._losses(model, candidates.batch, targets, self._few)
         return loss, logits.mean(dim=1)
 
     def criterion(self, scores: Scores) -> float:
-        w = self._weight(scores.ids, scores.labels).double()  # [N, G]
+        w = self._weight(scores.ids, scores.labels, self._few).double()  # [N, M]
         return float(((scores.loss * w).sum(0) / w.sum(0)).mean())
+
+    def whole(self) -> _AdaptedLoss:
+        return self if self._few is None else replace(self, all_groups=True)
 
 
 def fit_proxy(make_model: MakeModel, train: Any, **options: Unpack[FitOptions]) -> nn.Module:
