@@ -67,7 +67,7 @@ def plot_curves(summary: Mapping[str, Any], path: str | Path) -> None:
     figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     margin = max(_width(figure, line.name, 11, "bold") for line in lines) + 0.012
-    left, gap, bars = 0.042, 0.048, 0.16
+    left, gap, bars = 0.052, 0.054, 0.155
     panel = (1 - left - gap - 3 * margin - 0.03 - bars - 0.05) / 2
     starts = [left, left + panel + margin + gap, left + 2 * (panel + margin) + gap + 0.03]
     height = TOP - BOTTOM
