@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from click import Command
 from torch import nn
 from torch.utils.data import Dataset
 from typer.main import get_command
@@ -23,7 +22,7 @@ from reducible.recipes import RECIPES
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-COMMANDS: dict[str, Command] = get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
+COMMANDS: dict[str, Any] = get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _blocks(text: str, language: str) -> list[str]:
