@@ -34,7 +34,7 @@ def run_bench(*, quick: bool = False) -> list[dict[str, Any]]:
     return [
         *(step_overhead(name, rounds=rounds) for name in ("lenet", "mlp-512")),
         *(row for name in _SCORED for row in scoring_costs(name, repeats=repeats)),
-        *fitting_costs(epochs=1 if quick else 6, repeats=1 if quick else 3),
+        *fitting_costs(epochs=1 if quick else 6, repeats=1 if quick else 9),
         *(picking_time(name, repeats=repeats) for name in SELECTORS),
         *([] if quick else [large_divbs()]),
         lookup_time(10**6 if quick else 10**8),

@@ -54,7 +54,6 @@ def irreducible_store(
         "epochs": recipe.irreducible_epochs,
         "label_smoothing": recipe.irreducible_smoothing,
         "batch_size": recipe.irreducible_batch,
-        "make_optimizer": lambda parameters: torch.optim.AdamW(parameters, fused=True),
         "seed": seed,
         "ledger": ledger,
         "progress": progress,

@@ -20,7 +20,7 @@ from reducible.fitting import (
     candidate_batches,
 )
 from reducible.stores import IrreducibleLossStore, ids_of, labels_of, require_disjoint
-from reducible.tasks import Task, per_example
+from reducible.tasks import Task
 from reducible.types import Candidates, ConfigurationError, DataError, require_between
 
 
@@ -205,23 +205,26 @@ class GroupAdapters(nn.Module):
         super().__init__()
         self.network = network
         self.down = nn.Linear(features, rank, bias=False)  # P
-        self.up = nn.Linear(rank, groups * classes)  # V and b, all groups in one product
+        self.up = nn.Linear(rank, classes * groups)  # V and b, all groups in one product
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
-        self._task, self._shape = task, (groups, classes)
+        self._task, self._shape = task, (classes, groups)
 
     def forward(self, batch: Any, groups: Tensor | None = None) -> Tensor:
-        """[B, G, C] logits, or [B, M, C] of the ``groups`` ([M] int64) alone."""
+        """[B, C, G] logits, or [B, C, M] of the ``groups`` ([M] int64) alone.
+
+        Groups stand last, where a softmax over classes runs along them at vector speed.
+        """
         logits, features = self._task.forward(self.network, batch, features=True)
         assert features is not None
         low = self.down(features)  # [B, rank]
         if groups is None:
-            shift: Tensor = self.up(low)  # [B, G·C]
+            shift: Tensor = self.up(low)  # [B, C·G]
         else:
-            weight = self.up.weight.view(*self._shape, -1)[groups]  # [M, C, rank]
-            bias = self.up.bias.view(*self._shape)[groups]  # [M, C]
-            shift = F.linear(low, weight.flatten(0, 1), bias.flatten())  # [B, M·C]
-        return logits.unsqueeze(1) + shift.view(logits.shape[0], -1, logits.shape[1])
+            weight = self.up.weight.view(*self._shape, -1).index_select(1, groups)  # [C, M, rank]
+            bias = self.up.bias.view(*self._shape).index_select(1, groups)  # [C, M]
+            shift = F.linear(low, weight.flatten(0, 1), bias.flatten())  # [B, C·M]
+        return logits.unsqueeze(2) + shift.view(*logits.shape, -1)
 
 
 def _with_adapters(
@@ -235,9 +238,7 @@ def _with_adapters(
     return GroupAdapters(network, task, features.shape[1], logits.shape[1], groups, rank)
 
 
-_GROUPS_AT_ONCE = (
-    16  # groups that an update and a check of a checkpoint look at, where there are more
-)
+_GROUPS_AT_ONCE = 10  # that an update and a check of a checkpoint look at, where there are more
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,11 +259,9 @@ class _AdaptedLoss:
     def _losses(
         self, model: nn.Module, batch: Any, targets: Tensor, groups: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """[B, M] losses and [B, M, C] logits of the groups looked at."""
-        logits = model(batch, groups)  # [B, M, C]
-        repeated = targets.repeat_interleave(logits.shape[1])
-        loss = self.task.loss(logits.flatten(0, 1), repeated)
-        return per_example(loss, repeated.numel()).view(logits.shape[:2]), logits
+        """[B, M] losses and [B, C, M] logits of the groups looked at."""
+        logits = model(batch, groups)  # [B, C, M]
+        return self.task.side_by_side(logits, targets), logits
 
     def _weight(self, ids: Tensor, targets: Tensor, groups: Tensor | None) -> Tensor:
         """[B, M]: 1 + γ at the example's own group."""
@@ -283,7 +282,7 @@ class _AdaptedLoss:
             groups = torch.randperm(self.groups, device=targets.device)[:_GROUPS_AT_ONCE]
         loss, logits = self._losses(model, candidates.batch, targets, groups)
         if self.smoothing:
-            spread = -logits.log_softmax(-1).mean(-1)  # [B, M]
+            spread = -logits.log_softmax(1).mean(1)  # [B, M]
             loss = (1.0 - self.smoothing) * loss + self.smoothing * spread
         return (loss * self._weight(candidates.ids, targets, groups)).mean(dim=1)
 
@@ -291,7 +290,7 @@ class _AdaptedLoss:
         self, model: nn.Module, candidates: Candidates, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
         loss, logits = self._losses(model, candidates.batch, targets, self._few)
-        return loss, logits.mean(dim=1)
+        return loss, logits.mean(dim=2)
 
     def criterion(self, scores: Scores) -> float:
         w = self._weight(scores.ids, scores.labels, self._few).double()  # [N, M]
