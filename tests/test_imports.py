@@ -18,11 +18,11 @@ import reducible
 SOURCE = Path(reducible.__file__).parent
 
 _ABOVE_LOOP = (
-    "types files schedules scores picks structure selectors stores tasks scorers measure ledger "
+    "types files schedules scores picks structure selectors stores tasks measure scorers ledger "
     "fitting irreducible plans gate distributed loaders group_holdout measuring epochs seeds "
-    "passes chosen"
+    "passes chosen gating"
 )
-_ABOVE_RUN = f"{_ABOVE_LOOP} loop records data models"
+_ABOVE_RUN = f"{_ABOVE_LOOP} loop records data models encoders"
 
 # Module or folder → what it may import of ours. Top to bottom: only what stands above it.
 ALLOWED = {
@@ -37,24 +37,26 @@ ALLOWED = {
     "selectors": "types schedules scores picks",
     "stores": "types files",
     "tasks": "types",
-    "scorers": "types tasks",
-    "measure": "types structure tasks scorers stores",
+    "measure": "types structure tasks stores",
+    "scorers": "types tasks measure",
     "fitting": "types files structure stores tasks ledger",
     "irreducible": "types files structure stores tasks scorers measure ledger fitting",
     "plans": "types files stores",
-    "gate": "types schedules",
+    "gate": "types",
     "distributed": "types picks",
     "group_holdout": "types structure stores tasks measure",
     "measuring": "types structure stores tasks selectors scorers measure ledger group_holdout",
     "epochs": "types structure stores tasks selectors measure ledger",
     "seeds": "",
     "chosen": "",
+    "gating": "types structure tasks selectors measure gate ledger measuring seeds",
     "passes": "types ledger loaders selectors epochs seeds",
     "loop": _ABOVE_LOOP,
     "records": "types files",  # types inside functions only: see the test below
     "adapters": "types loop records",
     "data": "types",
     "models": "types",
+    "encoders": "types",
     "recipe": "types measure models selectors",
     "splits": "types data models irreducible recipe seeds",
     "ingredients": f"{_ABOVE_LOOP} data models recipe splits",
@@ -69,7 +71,10 @@ ALLOWED = {
     "cli": "*",
     "__main__": "cli",
 }
-OPTIONAL = "matplotlib pyarrow typer transformers lightning accelerate datasets torchvision pandas"
+OPTIONAL = (
+    "matplotlib pyarrow typer transformers tokenizers sentence_transformers huggingface_hub "
+    "lightning accelerate datasets torchvision pandas"
+)
 
 
 def _files() -> list[Path]:

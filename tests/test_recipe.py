@@ -42,7 +42,7 @@ def _recipe(selector: str = "rho", **settings: Any) -> Recipe:
         ({"plan_multiple": -1.0}, "plan_multiple must be"),
         ({"plan_exponent": float("inf")}, "plan_exponent must be"),
         ({"holdout_examples": 0}, "r needs a holdout, but holdout_examples=0"),
-        ({"train_on": "holdout"}, "train_on='holdout' is for baselines"),
+        ({"train_on": "holdout"}, "train_on='holdout', but irreducible losses are of a holdout"),
         ({"hyperparameters": {"gama": 1}}, "gama"),
     ],
 )
@@ -61,7 +61,13 @@ def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> No
             {"train_on": "holdout", "holdout_examples": 100},
             r"n_candidates must be a whole number in \[1, 100\]",
         ),
-        ("uniform", {"train_on": "train+holdout", "plan": "filter"}, "for baselines that read no"),
+        (
+            "uniform",
+            {"train_on": "train+holdout", "plan": "filter"},
+            "irreducible losses are of a holdout that is not trained on",
+        ),
+        ("rho", {"gate": "auto", "holdout_examples": 0}, "the gate watches a holdout"),
+        ("uniform", {"gate": "auto", "train_on": "holdout"}, "the gate watches a holdout"),
         ("uniform", {"plan": "filter", "holdout_examples": 0}, "needs a holdout"),
         ("reducr", {"holdout_examples": 0, "irreducible_from": "cross-fit"}, "needs a holdout"),
         ("reducr", {"plan": "weights"}, "one irreducible loss per example, reducr one per group"),

@@ -213,7 +213,7 @@ def test_every_run_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_estimate_runs_each_recipe_once_and_leaves_nothing(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     started: list[Path] = []
     inner = Run.start
@@ -224,7 +224,8 @@ def test_the_estimate_runs_each_recipe_once_and_leaves_nothing(
 
     monkeypatch.setattr(Run, "start", start)
     threads = torch.get_num_threads()
-    costs = reducible.sweep._costs([(TINY, 0), (RHO, 0), (TINY, 1)])
+    jobs = [(TINY, 0), (RHO, 0), (TINY, 1)]
+    costs = reducible.sweep._costs(jobs, jobs, work=tmp_path)
     assert len(started) == 2
     assert not any(path.exists() for path in started)
     assert costs[0] == costs[2] > 0

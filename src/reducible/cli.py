@@ -107,7 +107,9 @@ def run(
 
 @app.command()
 def sweep(
-    names: Annotated[list[str], typer.Argument(metavar="RECIPE…", help="Names of recipes.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="RECIPE…", help="Names, or patterns like 'demo/*'.")
+    ],
     seeds: Annotated[str, typer.Option("--seeds", help="Like 0-9 or 0-4,7.")] = "0-4",
     work: Annotated[Path, typer.Option("--work", help="Folder of the runs.")] = Path("runs/sweep"),
     results: Annotated[Path, typer.Option("--results", help="Folder of the results files.")] = Path(
@@ -116,15 +118,14 @@ def sweep(
     processes: Annotated[int, typer.Option("--processes", min=1, help="Runs at a time.")] = 2,
 ) -> None:
     """Run recipes with many seeds; finished runs are skipped, stopped ones go on."""
-    from reducible.recipes import recipe
+    from reducible.recipes import matching
     from reducible.sweep import parse_seeds, run_sweep
 
     with _plain_errors():
-        chosen = [recipe(name) for name in names]
         paths = run_sweep(
-            chosen, parse_seeds(seeds), work=work, results=results, processes=processes
+            matching(names), parse_seeds(seeds), work=work, results=results, processes=processes
         )
-        typer.echo(f"written: {', '.join(map(str, paths))}")
+        typer.echo("\n".join(["written:", *map(str, paths)]))
 
 
 @app.command()

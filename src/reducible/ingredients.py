@@ -123,6 +123,9 @@ def loader_options(
     options: dict[str, Any] = {}
     if "group_holdout_loss" in rule.needs and splits.holdout is not None:
         options["group_holdout"] = splits.holdout.loader(1000, shuffle=False, drop_last=False)
+    if recipe.gate == "auto" and splits.holdout is not None:
+        held_out = splits.holdout.loader(512, shuffle=False, drop_last=False)
+        options |= {"gate": "auto", "held_out": held_out}
     if rule.lr_ratio is not None:
         live = _new(recipe.irreducible_model, seed)
         live.load_state_dict(load_file(out / MODEL))

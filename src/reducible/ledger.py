@@ -50,6 +50,10 @@ class Ledger:
         self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self.counts = Counts()
 
+    def now(self) -> float:
+        """Seconds on the ledger's clock."""
+        return self._clock()
+
     def phase(self, name: Phase) -> _Phase:
         """Charge the time of the body to ``name``."""
         return _Phase(self, name)

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from reducible.chosen import Chosen, Part, PickLog
 from reducible.epochs import EpochPlanner
+from reducible.gate import Gate
+from reducible.gating import Gating
 from reducible.group_holdout import GroupHoldoutLoss
 from reducible.ledger import Ledger
 from reducible.loaders import batch_size_of, index_batches
 from reducible.measure import Scoring
 from reducible.measuring import Measuring
-from reducible.passes import CandidatePasses, check_keep, rows_to_keep
+from reducible.passes import CandidatePasses, blindly, check_keep, rows_to_keep
 from reducible.scorers import CoTrained
 from reducible.seeds import stream_seed
 from reducible.selectors import Choice, Selector
@@ -75,6 +77,9 @@ class SelectingLoader:
         irreducible_model: for ``rho_updating``: fitted on the holdout, on the model's device.
         optimizer: the model's, whose class and rate the irreducible-loss model's follows.
         proxy: for ``svp``: a model fitted on the train set.
+        gate: ``"auto"``, or a Gate: decides during training whether selection pays; plain training
+            where it does not. Its reasons are in ``gate.report()``.
+        held_out: loader of examples that are never trained on, for the gate.
         shadows: selectors that see the same candidates and whose choices are recorded only.
         seed: of every choice; the same seed gives the same choices.
         ledger: charged for loading, scoring, picking and training (the time between handing out
@@ -105,6 +110,8 @@ class SelectingLoader:
         irreducible_model: nn.Module | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         proxy: nn.Module | None = None,
+        gate: Gate | Literal["auto"] | None = None,
+        held_out: Any = None,
         shadows: Mapping[str, Selector] | None = None,
         seed: int = 0,
         ledger: Ledger | None = None,
@@ -141,14 +148,18 @@ class SelectingLoader:
         if self._planner is None:
             for rule in (selector, *self._shadows.values()):
                 self._measuring.check(rule)
-        blind = self._planner is None and not selector.needs and not self._shadows
+        self._gating = self._make_gating(gate, held_out)
+        self.gate = self._gating.gate if self._gating else None
+        draw = self._gating.draw if self._gating else None
+        if self._planner is None and not selector.needs and not self._shadows:
+            draw = blindly(selector, seed)
         self._passes = CandidatePasses(
             loader,
             ids_key=ids,
             keep=keep,
             seed=seed,
             ledger=self.ledger,
-            blind=selector if blind else None,
+            draw=draw,
             updates=1 if self._planner is not None else self._scoring.updates_per_scoring,
             planner=self._planner,
             total_steps=total_steps,
@@ -204,6 +215,32 @@ class SelectingLoader:
             return LossMemory(ids_of(getattr(self._loader, "dataset", None)))
         except DataError as error:
             raise ConfigurationError(f"max_age needs ids known beforehand: {error}") from error
+
+    def _make_gating(self, gate: Gate | str | None, held_out: Any) -> Gating | None:
+        """What runs the gate, where there is one."""
+        if gate is None:
+            return None
+        if gate != "auto" and not isinstance(gate, Gate):
+            raise ConfigurationError(f"gate={gate!r}: pass 'auto', or a reducible.Gate(…).")
+        why = None
+        if self._planner is not None or not self._selector.needs:
+            why = "a selector that scores candidate batches; this one has no scoring to save"
+        elif self._shadows:
+            why = "no shadows, which would have every candidate scored"
+        elif self._scoring.updates_per_scoring > 1:
+            why = "updates_per_scoring=1"
+        if why is not None:
+            raise ConfigurationError(f"the gate needs {why}.")
+        return Gating(
+            Gate() if isinstance(gate, str) else gate,
+            self._model,
+            self._selector,
+            self._measuring,
+            self._task,
+            held_out,
+            self.ledger,
+            seed=self._seed,
+        )
 
     def _make_planner(self, proxy: nn.Module | None) -> EpochPlanner | None:
         """For rules that decide by epoch; None for the others."""
@@ -275,6 +312,13 @@ class SelectingLoader:
         updates = self._scoring.updates_per_scoring
         k = self._passes.rows(size)
         seed = stream_seed(self._seed, self._step)
+        if self._gating is not None:
+            now = {"epoch": self.epoch, "step": self._step}
+            through = self._gating.let_through(candidates, k, **now)
+            if through is None:
+                rows = self._gating.plain_rows(size, k, self._step)
+                return [_plain(candidates, rows, generator.device)]
+            candidates = through
         generator.manual_seed(seed)
         now = {"epoch": self.epoch, "step": self._step, "seed": seed}
         look = self._measuring.look(self._selector, candidates, **now)
@@ -337,6 +381,8 @@ class SelectingLoader:
                 counts.flops_train += int(rows * 3 * forward)
             self._measuring.learn(chosen.batch, chosen.weights)
             self._step += 1
+        if self._gating is not None:
+            self._gating.handed_out()
         self.ledger.enter("train")
         try:
             yield chosen
@@ -365,6 +411,7 @@ class SelectingLoader:
             "selector": self._selector.state_dict(),
             "shadows": {name: rule.state_dict() for name, rule in self._shadows.items()},
             "measuring": self._measuring.state_dict(),
+            "gating": self._gating.state_dict() if self._gating else None,
             "ledger": self.ledger.state_dict(),
         }
 
@@ -377,7 +424,15 @@ class SelectingLoader:
         for name, rule in self._shadows.items():
             rule.load_state_dict(state["shadows"][name])
         self._measuring.load_state_dict(state["measuring"])
+        if self._gating is not None:
+            self._gating.load_state_dict(state["gating"])
         self.ledger.load_state_dict(state["ledger"])
+
+
+def _plain(candidates: Candidates, positions: Tensor, device: torch.device) -> Part:
+    """Rows at random, without weights."""
+    ids = candidates.ids[positions.to(candidates.ids.device)]
+    return Part(positions, ids, torch.ones(positions.numel(), device=device), {}, {})
 
 
 def _live(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from numbers import Integral, Real
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor
@@ -27,6 +28,25 @@ from reducible.selectors import Selector
 from reducible.types import Candidates, ConfigurationError, DataError, Evidence
 
 
+class Draw(Protocol):
+    """Chooses rows before they are loaded."""
+
+    def __call__(self, step: int, size: int, k: int) -> tuple[list[int], bool]:
+        """Positions to load of ``size`` candidates, and whether they are the k chosen ones."""
+        ...
+
+
+def blindly(rule: Selector, seed: int) -> Draw:
+    """The draw of a rule that needs no evidence."""
+
+    def draw(step: int, size: int, k: int) -> tuple[list[int], bool]:
+        generator = torch.Generator().manual_seed(stream_seed(seed, step))
+        selection = rule.select(Evidence(ids=torch.arange(size)), k, generator=generator)
+        return selection.index.tolist(), True
+
+    return draw
+
+
 @final
 class CandidatePasses:
     """The candidate batches of a loader, pass by pass; remembers where it is.
@@ -40,7 +60,7 @@ class CandidatePasses:
         keep: n_b, or a share of n_B.
         seed: of draws and plans.
         ledger: charged for loading.
-        blind: a rule that needs no evidence, whose rows are drawn ahead.
+        draw: says which rows of a candidate batch to load, where not all; see ``Draw``.
         updates: batches of n_b that are handed out from one candidate batch.
         planner: of a rule that decides by epoch.
         total_steps: planned updates, for the planner.
@@ -54,7 +74,7 @@ class CandidatePasses:
         keep: float,
         seed: int,
         ledger: Ledger,
-        blind: Selector | None = None,
+        draw: Draw | None = None,
         updates: int = 1,
         planner: EpochPlanner | None = None,
         total_steps: int | None = None,
@@ -68,12 +88,13 @@ class CandidatePasses:
         self._keep, self._seed, self._ledger = keep, seed, ledger
         self._planner, self._total_steps = planner, total_steps
         self._indices = index_batches(loader)
-        self._blind = blind if self._indices is not None else None
+        self._draw = draw if self._indices is not None else None
         self.epoch = -1  # passes begun, from 0
         self._position = 0  # batches of this pass that are done with
         self._n_candidates: int | None = None  # n_B: the first batch's size
         self._order: dict[str, Any] | None = None  # where this pass's order began
         self._resuming = False
+        self._final: deque[bool] = deque()  # whether the rows drawn are the choice, batch by batch
 
     @property
     def resuming(self) -> bool:
@@ -102,8 +123,8 @@ class CandidatePasses:
             size = candidates.ids.numel()
             if self._planner is not None:
                 yield candidates, self._planner.weights(self._position - 1)
-            elif self._blind is not None:
-                yield candidates, torch.ones(size)
+            elif self._draw is not None:
+                yield candidates, torch.ones(size) if self._final.popleft() else None
             elif self._is_whole(size):
                 yield candidates, None
         self._order, self._position = None, 0
@@ -130,8 +151,8 @@ class CandidatePasses:
         ahead: Reordered | None = None
         if self._planner is not None:
             ahead = Reordered(self._planner.batches(), self._position, _as_it_is)
-        elif self._indices is not None and (self._blind is not None or resuming):
-            draw = _as_it_is if self._blind is None else self._drawer(self._blind, step)
+        elif self._indices is not None and (self._draw is not None or resuming):
+            draw = _as_it_is if self._draw is None else self._drawer(self._draw, step)
             ahead = Reordered(self._indices, self._position, draw)
         loader = self._loader if ahead is None else rebuilt(self._loader, ahead)
         if not resuming or self._order is None:
@@ -152,23 +173,23 @@ class CandidatePasses:
                 epoch=self.epoch, step=step, total_steps=self._total_steps, generator=generator
             )
 
-    def _drawer(self, rule: Selector, step: int) -> Callable[[int, Indices], Indices | None]:
+    def _drawer(self, draw: Draw, step: int) -> Callable[[int, Indices], Indices | None]:
         """Draws rows of the n-th candidate batch from here, which will be n choices on.
 
         Workers read ahead of the step that is trained on, so the step is counted, not asked for.
         """
+        self._final.clear()
 
-        def draw(given: int, indices: Indices) -> Indices | None:
+        def drawn(given: int, indices: Indices) -> Indices | None:
             size = len(indices)
             if not self._is_whole(size):
                 return None
-            seed = stream_seed(self._seed, step + given * self._updates)
-            generator = torch.Generator().manual_seed(seed)
-            evidence, k = Evidence(ids=torch.arange(size)), self.rows(size) * self._updates
-            selection = rule.select(evidence, k, generator=generator)
-            return [indices[i] for i in selection.index.tolist()]
+            k = self.rows(size) * self._updates
+            rows, final = draw(step + given * self._updates, size, k)
+            self._final.append(final)
+            return [indices[i] for i in rows]
 
-        return draw
+        return drawn
 
     def _unpack(self, batch: Any) -> Candidates:
         if isinstance(batch, Candidates):

@@ -21,6 +21,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "plan": ("none", "filter", "weights", "filter+weights"),
     "irreducible_from": ("holdout", "cross-fit"),
     "group_irreducible": ("models", "shared"),
+    "gate": ("off", "auto"),
 }
 
 
@@ -60,6 +61,7 @@ class Recipe:
         scorer: row of MODELS for a co-trained scorer; none where empty.
         precision: of scoring.
         updates_per_scoring: see Scoring.
+        gate: whether a gate decides if selection goes on; it watches progress on the holdout.
         evaluate_every: updates between evaluations on the test set.
         batchnorm: statistics used for scoring, see Scoring.
         irreducible_model: row of MODELS.
@@ -95,6 +97,7 @@ class Recipe:
     scorer: str = ""
     precision: Literal["float32", "bfloat16"] = "float32"
     updates_per_scoring: int = 1
+    gate: Literal["off", "auto"] = "off"
     evaluate_every: int = 50
     batchnorm: Literal["candidates", "running", "reference"] = "candidates"
     irreducible_model: str = "mlp-128"
@@ -116,9 +119,12 @@ class Recipe:
                 f"{self.name} needs a holdout, but holdout_examples=0. Ask for more, or take "
                 "irreducible_from='cross-fit'."
             )
-        if self.train_on != "train" and (self.reads_irreducible_loss or self.plan != "none"):
+        if self.gate == "auto" and (self.holdout_examples == 0 or self.train_on != "train"):
+            raise ConfigurationError("the gate watches a holdout that is not trained on.")
+        if self.train_on != "train" and self.from_holdout:
             raise ConfigurationError(
-                f"train_on={self.train_on!r} is for baselines that read no irreducible losses."
+                f"train_on={self.train_on!r}, but irreducible losses are of a holdout that is not "
+                "trained on. Take irreducible_from='cross-fit'."
             )
         self._check_rule()
         require_between("validation_examples", self.validation_examples, 0, whole=True)

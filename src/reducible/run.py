@@ -44,7 +44,7 @@ from reducible.splits import Splits, make_splits
 from reducible.stores import IrreducibleLossStore
 from reducible.types import ConfigurationError, require_between
 
-_FINAL_EVALUATIONS = 5  # final accuracy is the mean of the last so many
+_FINAL_EVALUATIONS = 5  # final accuracy is the mean of the last so many at a constant rate
 
 
 def per_example_loss(name: str, logits: Tensor, targets: Tensor) -> Tensor:
@@ -296,9 +296,14 @@ class Run:
             }
         )
 
+    @property
+    def _last(self) -> int:
+        """Evaluations that final figures are means of: one where the rate has decayed to zero."""
+        return 1 if self.recipe.schedule == "cosine" else _FINAL_EVALUATIONS
+
     def _worst_class(self) -> float:
         """Mean over the last evaluations of the accuracy of the class that is worst in each."""
-        lines = read_metrics(self.out / "metrics.jsonl")[-_FINAL_EVALUATIONS:]
+        lines = read_metrics(self.out / "metrics.jsonl")[-self._last :]
         return sum(line["worst_class_accuracy"] for line in lines) / len(lines)
 
     def _finish(self, parts: _Parts) -> dict[str, Any]:
@@ -310,7 +315,7 @@ class Run:
         summary = {
             "steps_to_target": None,
             "seconds_to_target": None,
-            "final_accuracy": final_accuracy(self.curve),
+            "final_accuracy": final_accuracy(self.curve, evaluations=self._last),
             "worst_class_accuracy": self._worst_class(),
             "seconds": cost["seconds"],
             "examples_scored": cost["examples_scored"],
@@ -321,6 +326,8 @@ class Run:
             "selected": overall,
             "ledger": {k: v for k, v in cost.items() if k != "seconds"},
         }
+        if parts.batches.gate is not None:
+            summary["gate"] = parts.batches.gate.report()
         write_json(self.out / "summary.json", summary)
         (self.out / "checkpoint.pt").unlink(missing_ok=True)
         return summary
@@ -357,9 +364,9 @@ class _Parts:
         return checkpoint["curve"]
 
 
-def final_accuracy(curve: list[list[float]]) -> float:
-    """Mean of the last five evaluations (of fewer, where there are fewer)."""
-    last = [accuracy for _, _, accuracy in curve[-_FINAL_EVALUATIONS:]]
+def final_accuracy(curve: list[list[float]], *, evaluations: int = _FINAL_EVALUATIONS) -> float:
+    """Mean of the last ``evaluations`` (of fewer, where there are fewer)."""
+    last = [accuracy for _, _, accuracy in curve[-evaluations:]]
     return sum(last) / len(last)
 
 

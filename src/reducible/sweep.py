@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def run_sweep(
     todo = [(r, s) for r, s in jobs if not (_folder(work, r, s) / "summary.json").exists()]
     commit = _commit()
     if progress:
-        seconds = sum(r.steps * c for (r, _), c in zip(todo, _costs(todo), strict=True))
+        seconds = sum(_costs(todo, jobs, work=work))
         Console(stderr=True).print(
             f"{len(todo)} of {len(jobs)} runs to do, about {seconds / processes / 60:.0f} minutes."
         )
@@ -91,7 +91,13 @@ def run_sweep(
             future.result()
             bar.advance(shown)
             collect(running[future], seeds, work=work, results=results, commit=commit)
-    return [collect(r, seeds, work=work, results=results, commit=commit) for r in recipes]
+    ran = {recipe.name for recipe, _ in todo}
+    return [
+        collect(r, seeds, work=work, results=results, commit=commit)
+        if r.name in ran or not (results / r.name).is_dir()
+        else max((results / r.name).glob("*.json"), key=lambda path: path.stat().st_mtime)
+        for r in recipes
+    ]
 
 
 def collect(
@@ -199,26 +205,51 @@ def _one_thread_each() -> Iterator[None]:
             os.environ["OMP_NUM_THREADS"] = was
 
 
-def _costs(jobs: Sequence[tuple[Recipe, int]]) -> list[float]:
-    """Seconds of a step of each job, from a short run of each recipe in this process."""
-    known: dict[str, float] = {}
+def _costs(
+    todo: Sequence[tuple[Recipe, int]], jobs: Sequence[tuple[Recipe, int]], *, work: Path
+) -> list[float]:
+    """Seconds of each run to do: from finished runs that cost alike, else from a short trial."""
+    known: dict[str, tuple[float, float]] = {}  # seconds before training, and of a step
+    for recipe, seed in jobs:
+        path = _folder(work, recipe, seed) / "summary.json"
+        if _kind(recipe) not in known and path.exists():
+            seconds = read_json(path)["seconds"]
+            fit = seconds["irreducible_loss"]
+            known[_kind(recipe)] = fit, (seconds["total"] - fit) / recipe.steps
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for recipe, seed in jobs:
-            if recipe.name not in known:
-                with tempfile.TemporaryDirectory() as folder:
-                    run = Run(
-                        recipe, Path(folder) / "trial", seed=seed, max_steps=30, progress=False
-                    )
-                    began = time.perf_counter()
-                    run.start()
-                    fit = run.ledger.seconds["irreducible_loss"]
-                    step = (time.perf_counter() - began - fit) / 30
-                    known[recipe.name] = step + fit / recipe.steps
+        for recipe, seed in todo:
+            if _kind(recipe) not in known:
+                known[_kind(recipe)] = _trial(recipe, seed)
     finally:
         torch.set_num_threads(threads)
-    return [known[recipe.name] for recipe, _ in jobs]
+    return [fit + step * r.steps for r, _ in todo for fit, step in [known[_kind(r)]]]
+
+
+def _kind(recipe: Recipe) -> str:
+    """The same for recipes whose runs cost alike, step by step."""
+    alike = replace(
+        recipe,
+        name="",
+        steps=1,
+        evaluate_every=1,
+        learning_rate=1.0,
+        noise="flip",
+        label_noise=0.0,
+        holdout_noise=0.0,
+    )
+    return repr(alike)
+
+
+def _trial(recipe: Recipe, seed: int, steps: int = 30) -> tuple[float, float]:
+    """Seconds before training, and of a step."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(recipe, Path(folder) / "trial", seed=seed, max_steps=steps, progress=False)
+        began = time.perf_counter()
+        run.start()
+        fit = run.ledger.seconds["irreducible_loss"]
+        return fit, (time.perf_counter() - began - fit) / steps
 
 
 def _commit() -> str:

@@ -1,15 +1,34 @@
 """Recipes: named runs. One module per paper; ``RECIPES`` holds them all."""
 
-from collections.abc import Mapping
+import fnmatch
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from reducible.recipe import Recipe
 from reducible.recipes.demo import DEMO
+from reducible.recipes.equal_time import EQUAL_TIME
 from reducible.recipes.groups import GROUPS
 from reducible.selectors.table import did_you_mean
 from reducible.types import ConfigurationError
 
-RECIPES: Mapping[str, Recipe] = MappingProxyType({r.name: r for r in (*DEMO, *GROUPS)})
+RECIPES: Mapping[str, Recipe] = MappingProxyType({r.name: r for r in (*DEMO, *GROUPS, *EQUAL_TIME)})
+
+
+def matching(patterns: Iterable[str]) -> list[Recipe]:
+    """The recipes that ``patterns`` name, each a name or a shell pattern like ``"demo/*"``.
+
+    Raises:
+        ConfigurationError: a pattern that names none.
+    """
+    found: dict[str, Recipe] = {}
+    for pattern in patterns:
+        names = fnmatch.filter(RECIPES, pattern) if set(pattern) & set("*?[") else [pattern]
+        if not names:
+            raise ConfigurationError(
+                f"no recipe is like {pattern!r}: `reducible recipes` lists all."
+            )
+        found |= {name: recipe(name) for name in names}
+    return list(found.values())
 
 
 def recipe(name: str) -> Recipe:
@@ -19,4 +38,4 @@ def recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-__all__ = ["DEMO", "GROUPS", "RECIPES", "Recipe", "recipe"]
+__all__ = ["DEMO", "EQUAL_TIME", "GROUPS", "RECIPES", "Recipe", "matching", "recipe"]

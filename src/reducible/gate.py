@@ -1,0 +1,240 @@
+"""The gate: decides during training whether selection pays on the clock, and with which setting."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor
+
+from reducible.types import ConfigurationError, Evidence, require_between
+
+State = Literal["watching", "selecting", "closed"]
+_RECENT = 32  # steps that the cost of a plain one is the median of
+_DRAWS = 8  # random batches that a chosen one is compared with
+_LEAST_COSINE = 1e-12
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One comparison of chosen with random rows.
+
+    Attributes:
+        step: when.
+        candidates: rows that were scored to choose from.
+        chosen: cosine of the chosen rows' gradient with the held-out one.
+        random: the same of random rows, the mean of several draws.
+        cost: of an update with selection, in plain updates.
+    """
+
+    step: int
+    candidates: int
+    chosen: float
+    random: float
+    cost: float
+
+    @property
+    def gain(self) -> float:
+        """Progress of an update with selection less that of plain ones in the same time."""
+        return self.chosen - self.cost * self.random
+
+
+def last_layer_gradient(error: Tensor, features: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Gradient of the (weighted) mean loss in the last layer, bias included: [C, D + 1].
+
+    Args:
+        error: [K, C] softmax(z) − onehot(y).
+        features: [K, D] input of the last layer.
+        weight: [K]; ones where None.
+    """
+    if weight is not None:
+        error = error * weight.unsqueeze(1)
+    bias = error.sum(0, keepdim=True).T  # [C, 1]
+    return torch.cat([error.T @ features, bias], dim=1) / error.shape[0]
+
+
+def error_of(evidence: Evidence) -> Tensor:
+    """[B, C] softmax(z) − onehot(y)."""
+    error = evidence.require("logits").softmax(1)
+    rows = torch.arange(error.shape[0], device=error.device)
+    error[rows, evidence.require("targets")] -= 1.0
+    return error
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    """Of two gradients of one shape; 0 where one of them is zero."""
+    norms = float(a.norm() * b.norm())
+    return float((a * b).sum()) / norms if norms > _LEAST_COSINE else 0.0
+
+
+def random_progress(
+    error: Tensor, features: Tensor, target: Tensor, k: int, *, generator: torch.Generator
+) -> float:
+    """Mean cosine with ``target`` ([C, D + 1]) of the gradients of ``k`` random rows."""
+    found: list[float] = []
+    for _ in range(_DRAWS):
+        rows = torch.randperm(error.shape[0], generator=generator, device=error.device)[:k]
+        found.append(cosine(last_layer_gradient(error[rows], features[rows]), target))
+    return statistics.mean(found)
+
+
+@final
+class Gate:
+    """Watches, selects, closes: whether updates are made on chosen rows, and from how many.
+
+    While it watches, training is plain: only the rows trained on are loaded, and now and then, as
+    far as a small share of the time allows, a trial compares the rows that the selector would
+    choose with random ones. Progress is the cosine of their gradient in the last layer with that of
+    held-out examples: what an update of given length gains there, to first order. Selection begins
+    where, over several trials, chosen rows make more progress than plain updates would in the
+    same time, by ``certainty`` standard errors; it ends where they no longer do, and then for good.
+    So a run switches twice at most.
+
+    Args:
+        budget: share of the time of plain updates that trials may take.
+        settings: shares of the candidate batch to try choosing from, each in (0, 1].
+        trials: of one setting, before anything is decided; the last so many count.
+        certainty: standard errors by which the gain must lie above zero to begin.
+
+    Raises:
+        ConfigurationError: a setting that cannot work.
+    """
+
+    def __init__(
+        self,
+        *,
+        budget: float = 0.025,
+        settings: tuple[float, ...] = (1.0, 0.5, 0.25),
+        trials: int = 4,
+        certainty: float = 2.0,
+    ) -> None:
+        require_between("budget", budget, 0.0, 1.0, open_low=True)
+        require_between("trials", trials, 2, whole=True)
+        require_between("certainty", certainty, 0.0)
+        if not settings:
+            raise ConfigurationError("settings is empty: name at least one share of the batch.")
+        for share in settings:
+            require_between("settings", share, 0.0, 1.0, open_low=True)
+        self._budget, self._least, self._certainty = budget, trials, certainty
+        self._shares = tuple(sorted(set(settings), reverse=True))
+        self.state: State = "watching"
+        self.candidates = 0
+        """Rows that are scored while selecting."""
+        self.trials: list[Trial] = []
+        self.events: list[dict[str, Any]] = []
+        """What was decided when, and why."""
+        self._plain: list[float] = []  # seconds of the last plain updates
+        self._planned = 0.0  # seconds that the updates so far take when plain
+        self._spent = 0.0  # seconds of trials
+        self._last_trial: float | None = None
+
+    def settings(self, candidates: int, k: int) -> list[int]:
+        """Rows to try choosing ``k`` from, of a batch of ``candidates``; the largest first."""
+        sizes = {max(k, round(share * candidates)) for share in self._shares}
+        return sorted((m for m in sizes if m > k or m == candidates), reverse=True)
+
+    @property
+    def plain_seconds(self) -> float | None:
+        """Of a plain update, the median of the last; None before there was one."""
+        return statistics.median(self._plain) if self._plain else None
+
+    def update_took(self, seconds: float, *, plain: bool) -> None:
+        """An update was made; with its loading and picking, without any trial."""
+        if plain:
+            self._plain = [*self._plain[1 - _RECENT :], seconds]
+        self._planned += self.plain_seconds or 0.0
+
+    def may_try(self, rows: int, k: int) -> bool:
+        """Whether the budget has room for a trial that scores ``rows`` rows in all.
+
+        Before the first one a row is taken to cost what training on one does.
+        """
+        plain = self.plain_seconds
+        if self.state == "closed" or plain is None:
+            return False
+        expected = plain * rows / k if self._last_trial is None else self._last_trial
+        return self._spent + expected <= self._budget * self._planned
+
+    def tried(self, trials: list[Trial], seconds: float) -> None:
+        """Take in what one trial saw, a row per setting, and decide."""
+        self._spent += seconds
+        self._last_trial = seconds
+        self.trials += trials
+        if self.state == "watching":
+            self._consider_opening(trials)
+        elif self.state == "selecting":
+            self._consider_closing(trials[-1].step)
+
+    def _consider_opening(self, now: list[Trial]) -> None:
+        best: tuple[float, int, float, float] | None = None
+        for trial in now:
+            mean, error, count = self._gain(trial.candidates)
+            enough = count >= self._least and mean > self._certainty * error
+            if enough and (best is None or mean > best[0]):
+                best = mean, trial.candidates, error, trial.cost
+        if best is None:
+            return
+        mean, self.candidates, error, cost = best
+        why = (
+            f"choosing from {self.candidates} costs {cost:.2f} plain updates and gains "
+            f"{mean:.3g} ± {error:.2g} over them"
+        )
+        self._switch("selecting", now[-1].step, why)
+
+    def _consider_closing(self, step: int) -> None:
+        mean, error, count = self._gain(self.candidates)
+        begun = self.events[-1]["step"]
+        since = sum(t.step > begun and t.candidates == self.candidates for t in self.trials)
+        if min(count, since) >= self._least and mean < 0:
+            why = f"choosing from {self.candidates} gains {mean:.3g} ± {error:.2g}: nothing"
+            self._switch("closed", step, why)
+
+    def _gain(self, candidates: int) -> tuple[float, float, int]:
+        """Mean and standard error of the last trials' gains with one setting, and their number."""
+        gains = [t.gain for t in self.trials if t.candidates == candidates][-2 * self._least :]
+        if len(gains) < 2:
+            return 0.0, math.inf, len(gains)
+        return statistics.mean(gains), statistics.stdev(gains) / math.sqrt(len(gains)), len(gains)
+
+    def _switch(self, state: State, step: int, why: str) -> None:
+        self.events.append({"step": step, "from": self.state, "to": state, "why": why})
+        self.state = state
+
+    def report(self) -> dict[str, Any]:
+        """State, decisions with their reasons, trials, and what they cost; JSON types only."""
+        share = self._spent / self._planned if self._planned else 0.0
+        return {
+            "state": self.state,
+            "candidates": self.candidates,
+            "events": list(self.events),
+            "trials": [asdict(trial) for trial in self.trials],
+            "seconds_of_trials": self._spent,
+            "share_of_planned_time": share,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that has been seen and decided."""
+        return {
+            "state": self.state,
+            "candidates": self.candidates,
+            "trials": [asdict(trial) for trial in self.trials],
+            "events": [dict(event) for event in self.events],
+            "plain": list(self._plain),
+            "planned": self._planned,
+            "spent": self._spent,
+            "last_trial": self._last_trial,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved gate."""
+        self.state, self.candidates = state["state"], state["candidates"]
+        self.trials = [Trial(**trial) for trial in state["trials"]]
+        self.events = [dict(event) for event in state["events"]]
+        self._plain = list(state["plain"])
+        self._planned, self._spent = state["planned"], state["spent"]
+        self._last_trial = state["last_trial"]

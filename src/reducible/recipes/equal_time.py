@@ -1,0 +1,192 @@
+"""The equal-time study: every rule gets the same time, everything charged, and a decayed rate.
+
+What was measured and tuned beforehand (step costs, the plateau, learning rates) stands in
+equal_time.json beside this file, written by ``scripts/prepare_equal_time.py``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib import resources
+from types import MappingProxyType
+from typing import Any
+
+from reducible.recipe import Recipe
+
+_BASE = Recipe(
+    name="equal-time",
+    selector="uniform",
+    train_examples=20_000,
+    holdout_examples=7_500,
+    schedule="cosine",
+    irreducible_model="mlp-64",
+    irreducible_epochs=3,
+    irreducible_smoothing=0.02,
+)
+
+NETWORKS: Mapping[str, str] = MappingProxyType(
+    {"mlp": "mlp-512", "cnn": "lenet", "resnet": "resnet-18-16"}
+)
+"""Name in the study → row of MODELS."""
+
+DATA: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "clean": {"label_noise": 0.0},
+        "flip-10": {"label_noise": 0.1},
+        "flip-40": {"label_noise": 0.4},
+        "asymmetric-30": {"noise": "asymmetric", "label_noise": 0.3},
+        "web-like": {"noise": "web-like", "label_noise": 0.3},
+    }
+)
+"""Name → what D suffers; a noisy holdout suffers the same."""
+
+_PLAN: Mapping[str, Any] = {"plan": "filter+weights", "plan_exponent": 0.25}
+_RHO: Mapping[str, Any] = {"selector": "rho"}
+# Once wrong labels are gone, a mild choice by loss: two in three, scored in low precision.
+_ONLINE: Mapping[str, Any] = {
+    **_PLAN,
+    "plan": "filter",
+    "selector": "train_loss",
+    "n_candidates": 48,
+    "precision": "bfloat16",
+}
+
+RULES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "uniform": {},
+        "uniform-128": {"n_b": 128, "n_candidates": 1280},
+        "uniform-all": {"train_on": "train+holdout"},
+        "holdout-only": {"train_on": "holdout"},
+        "label-smoothing": {"loss": "label-smoothing"},
+        "generalised": {"loss": "generalised"},
+        "rs2": {"selector": "rs2"},
+        "train-loss": {"selector": "train_loss"},
+        "infobatch": {"selector": "infobatch"},
+        "rho": _RHO,
+        "rho-cheap": {**_RHO, "scorer": "mlp-64"},
+        "plan-filter": {**_PLAN, "plan": "filter"},
+        "plan-weights": {**_PLAN, "plan": "weights"},
+        "plan": _PLAN,
+        "plan-cross-fit": {
+            **_PLAN,
+            "train_on": "train+holdout",
+            "irreducible_from": "cross-fit",
+        },
+        "plan-online": _ONLINE,
+        "plan-online-cheap": {**_ONLINE, "precision": "float32", "scorer": "mlp-64"},
+        "rho-gate": {**_RHO, "gate": "auto"},
+    }
+)
+"""Name in the study → settings of the recipe."""
+
+BUDGETS: Mapping[str, float] = MappingProxyType({"0.5x": 0.5, "1x": 1.0, "2x": 2.0})
+"""Of the time that uniform takes to its plateau."""
+
+_NO_HOLDOUT = frozenset(
+    {"uniform", "uniform-128", "label-smoothing", "generalised", "rs2", "train-loss", "infobatch"}
+)
+_FIVE_WITH_CLEAN_HOLDOUT = frozenset(
+    {"holdout-only", "uniform-all", "rho", "plan-filter", "plan-online"}
+)
+_FOUR = frozenset({"uniform", "rho", "plan-filter", "plan-online"})
+
+
+def holdouts(rule: str) -> tuple[str, ...]:
+    """The kinds of holdout that make a difference to ``rule``."""
+    return ("any",) if rule in _NO_HOLDOUT else ("noisy", "clean")
+
+
+def setting(network: str, data: str, holdout: str, rule: str) -> Recipe:
+    """A cell of the study with the steps and the rate still open.
+
+    Args:
+        network: key of NETWORKS.
+        data: key of DATA.
+        holdout: "clean"; or "noisy" or "any", which have the noise of D.
+        rule: key of RULES.
+    """
+    noise = DATA[data]
+    return replace(
+        _BASE,
+        name=f"equal-time/{network}/{data}/{holdout}/{rule}",
+        model=NETWORKS[network],
+        holdout_noise=0.0 if holdout == "clean" else noise["label_noise"],
+        **noise,
+        **RULES[rule],
+    )
+
+
+def measured() -> dict[str, Any]:
+    """What was measured and tuned beforehand; see the module's first lines."""
+    path = resources.files("reducible.recipes") / "equal_time.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def steps_within(budget: float, *, plateau: int, cost: float, fit: float) -> int:
+    """Updates that fit into ``budget`` · ``plateau`` uniform steps.
+
+    Args:
+        budget: multiple of the plateau.
+        plateau: uniform steps.
+        cost: of one of the rule's steps, in uniform steps.
+        fit: what comes before training, in uniform steps.
+
+    >>> steps_within(1.0, plateau=1000, cost=2.0, fit=100.0)
+    450
+    """
+    return max(1, int((budget * plateau - fit) / cost))
+
+
+def cell(
+    network: str, data: str, holdout: str, budget: str, rule: str, known: Mapping[str, Any]
+) -> Recipe:
+    """One cell of the study: the setting, with steps for its budget and its tuned rate.
+
+    Args:
+        network, data, holdout, rule: see ``setting``.
+        budget: key of BUDGETS.
+        known: from ``measured``.
+    """
+    about = known[network]
+    steps = steps_within(
+        BUDGETS[budget],
+        plateau=about["plateau"],
+        cost=about["rules"][rule]["cost"],
+        fit=about["rules"][rule]["fit"],
+    )
+    return replace(
+        setting(network, data, holdout, rule),
+        name=f"equal-time/{network}/{data}/{holdout}/{budget}/{rule}",
+        steps=steps,
+        evaluate_every=max(1, steps // 10),
+        learning_rate=about["rules"][rule]["learning_rate"],
+    )
+
+
+def _cells(known: Mapping[str, Any]) -> list[Recipe]:
+    """All cells of the networks that were measured, the most telling first."""
+    wanted: list[tuple[str, str, str, str, str]] = []
+    for budget in ("1x", "0.5x", "2x"):
+        for data in DATA:
+            for rule in RULES:
+                wanted += [("mlp", data, h, budget, rule) for h in holdouts(rule)]
+    for data in DATA:
+        for rule in RULES:
+            for holdout in holdouts(rule):
+                if holdout != "clean" or rule in _FIVE_WITH_CLEAN_HOLDOUT:
+                    wanted.append(("cnn", data, holdout, "1x", rule))
+    wanted += [
+        ("resnet", "flip-40", "any" if r in _NO_HOLDOUT else "noisy", "1x", r)
+        for r in RULES
+        if r in _FOUR
+    ]
+    return [
+        cell(*where, known)
+        for where in wanted
+        if "learning_rate" in known.get(where[0], {}).get("rules", {}).get(where[4], {})
+    ]
+
+
+EQUAL_TIME: tuple[Recipe, ...] = tuple(_cells(measured()))
