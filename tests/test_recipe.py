@@ -66,7 +66,7 @@ def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> No
             {"train_on": "train+holdout", "plan": "filter"},
             "irreducible losses are of a holdout that is not trained on",
         ),
-        ("rho", {"gate": "auto", "holdout_examples": 0}, "the gate watches a holdout"),
+        ("train_loss", {"gate": "auto", "holdout_examples": 0}, "the gate watches a holdout"),
         ("uniform", {"gate": "auto", "train_on": "holdout"}, "the gate watches a holdout"),
         ("uniform", {"plan": "filter", "holdout_examples": 0}, "needs a holdout"),
         ("reducr", {"holdout_examples": 0, "irreducible_from": "cross-fit"}, "needs a holdout"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def irreducible_store(
         "epochs": recipe.irreducible_epochs,
         "label_smoothing": recipe.irreducible_smoothing,
         "batch_size": recipe.irreducible_batch,
+        "make_optimizer": partial(torch.optim.AdamW, lr=recipe.irreducible_rate, fused=True),
         "seed": seed,
         "ledger": ledger,
         "progress": progress,

@@ -67,6 +67,7 @@ class Recipe:
         irreducible_model: row of MODELS.
         irreducible_epochs: passes over the holdout.
         irreducible_batch: rows per update of the irreducible-loss model.
+        irreducible_rate: learning rate of the irreducible-loss model.
         irreducible_smoothing: of the labels, in updates of the irreducible-loss model.
         irreducible_from: ``"holdout"``, or ``"cross-fit"`` of D in two folds.
         group_irreducible: a model per class, or one shared network with adapters.
@@ -103,6 +104,7 @@ class Recipe:
     irreducible_model: str = "mlp-128"
     irreducible_epochs: int = 6
     irreducible_batch: int = 64
+    irreducible_rate: float = 1e-3
     irreducible_smoothing: float = 0.0
     irreducible_from: Literal["holdout", "cross-fit"] = "holdout"
     group_irreducible: Literal["models", "shared"] = "models"
@@ -138,7 +140,8 @@ class Recipe:
             require_between(name, getattr(self, name), 0.0, 1.0)
         require_between("plan_multiple", self.plan_multiple, 0.0, open_high=True)
         require_between("plan_exponent", self.plan_exponent, 0.0, open_high=True)
-        require_between("learning_rate", self.learning_rate, 0.0, open_low=True)
+        for name in ("learning_rate", "irreducible_rate"):
+            require_between(name, getattr(self, name), 0.0, open_low=True)
         _ = self.scoring  # raise here, not mid-run
 
     def _check_rule(self) -> None:

@@ -22,7 +22,9 @@ _BASE = Recipe(
     holdout_examples=7_500,
     schedule="cosine",
     irreducible_model="mlp-64",
-    irreducible_epochs=3,
+    irreducible_epochs=2,
+    irreducible_batch=128,
+    irreducible_rate=2e-3,
     irreducible_smoothing=0.02,
 )
 
@@ -44,12 +46,14 @@ DATA: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 
 _PLAN: Mapping[str, Any] = {"plan": "filter+weights", "plan_exponent": 0.25}
 _RHO: Mapping[str, Any] = {"selector": "rho"}
-# Once wrong labels are gone, a mild choice by loss: two in three, scored in low precision.
+# Once wrong labels are gone, a mild choice by loss: two in three, in low precision, four batches
+# from one pass over the candidates.
 _ONLINE: Mapping[str, Any] = {
     **_PLAN,
     "plan": "filter",
     "selector": "train_loss",
-    "n_candidates": 48,
+    "n_candidates": 192,
+    "updates_per_scoring": 4,
     "precision": "bfloat16",
 }
 
