@@ -120,7 +120,8 @@ class Gate:
             raise ConfigurationError("settings is empty: name at least one share of the batch.")
         for share in settings:
             require_between("settings", share, 0.0, 1.0, open_low=True)
-        self._budget, self._least, self._certainty = budget, trials, certainty
+        self.budget = budget
+        self._least, self._certainty = trials, certainty
         self._shares = tuple(sorted(set(settings), reverse=True))
         self.state: State = "watching"
         self.candidates = 0
@@ -131,6 +132,8 @@ class Gate:
         self._plain: list[float] = []  # seconds of the last plain updates
         self._planned = 0.0  # seconds that the updates so far take when plain
         self._spent = 0.0  # seconds of trials
+        self.per_row: float | None = None
+        """Seconds that scoring a row takes; None before a probe."""
         self._last_trial: float | None = None
 
     def settings(self, candidates: int, k: int) -> list[int]:
@@ -149,16 +152,24 @@ class Gate:
             self._plain = [*self._plain[1 - _RECENT :], seconds]
         self._planned += self.plain_seconds or 0.0
 
-    def may_try(self, rows: int, k: int) -> bool:
-        """Whether the budget has room for a trial that scores ``rows`` rows in all.
+    def may_try(self, rows: int) -> bool:
+        """Whether the budget has room for what comes next: a trial that scores ``rows`` rows.
 
-        Before the first one a row is taken to cost what training on one does.
+        Or the probe before the first one, which tells what a trial will cost; it waits until one
+        update fits into the budget.
         """
         plain = self.plain_seconds
         if self.state == "closed" or plain is None:
             return False
-        expected = plain * rows / k if self._last_trial is None else self._last_trial
-        return self._spent + expected <= self._budget * self._planned
+        expected = self._last_trial
+        if expected is None:
+            expected = plain if self.per_row is None else self.per_row * rows
+        return self._spent + expected <= self.budget * self._planned
+
+    def probed(self, per_row: float, seconds: float) -> None:
+        """Scoring a row was seen to take ``per_row`` seconds; finding out took ``seconds``."""
+        self.per_row = per_row
+        self._spent += seconds
 
     def tried(self, trials: list[Trial], seconds: float) -> None:
         """Take in what one trial saw, a row per setting, and decide."""
@@ -227,6 +238,7 @@ class Gate:
             "plain": list(self._plain),
             "planned": self._planned,
             "spent": self._spent,
+            "per_row": self.per_row,
             "last_trial": self._last_trial,
         }
 
@@ -237,4 +249,4 @@ class Gate:
         self.events = [dict(event) for event in state["events"]]
         self._plain = list(state["plain"])
         self._planned, self._spent = state["planned"], state["spent"]
-        self._last_trial = state["last_trial"]
+        self.per_row, self._last_trial = state["per_row"], state["last_trial"]

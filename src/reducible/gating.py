@@ -88,9 +88,14 @@ class Gating:
         size = candidates.ids.numel()
         if self._tries(size, k):
             began = self._ledger.now()
-            trials = self._try(candidates, k, epoch, step)
-            self._trial_seconds = self._ledger.now() - began
-            self.gate.tried(trials, self._trial_seconds)
+            if self.gate.per_row is None:
+                per_row = self._probe(candidates, k, epoch, step)
+                self._trial_seconds = self._ledger.now() - began
+                self.gate.probed(per_row, self._trial_seconds)
+            else:
+                trials = self._try(candidates, k, epoch, step)
+                self._trial_seconds = self._ledger.now() - began
+                self.gate.tried(trials, self._trial_seconds)
         self._chose = self.gate.state == "selecting"
         if not self._chose:
             return None
@@ -114,12 +119,37 @@ class Gating:
 
     def _tries(self, size: int, k: int) -> bool:
         settings = self._settings(size, k)
-        return self.gate.may_try(size + _HELD_OUT_ROWS // 2 + sum(settings), k)
+        return self.gate.may_try(size + _HELD_OUT_ROWS + sum(settings))
 
     def _settings(self, size: int, k: int) -> list[int]:
         if self.gate.state == "selecting":
             return [min(self.gate.candidates, size)]
         return self.gate.settings(size, k)
+
+    def _probe(self, candidates: Candidates, k: int, epoch: int, step: int) -> float:
+        """Seconds that scoring a row takes: the dearer of the selector's way and the model's.
+
+        On few rows, and twice, for the first time is spent on caches.
+        """
+        few = _first(candidates, max(1, k // 4))
+        rows = few.ids.numel()
+        now = {"epoch": epoch, "step": step, "seed": stream_seed(self._seed, step)}
+        look = self._measuring.look(self._selector, few, **now)
+        seconds = 0.0
+        for _ in range(2):
+            began = self._ledger.now()
+            self._selector.choose(look, rows, generator=self._draws(few.ids, step))
+            middle = self._ledger.now()
+            with self._ledger.phase("score"):
+                measure(self._model, few, _SEEN, _EVAL, task=self._task)
+            seconds = max(middle - began, self._ledger.now() - middle)
+        return seconds / rows
+
+    def _draws(self, like: Tensor, step: int) -> torch.Generator:
+        """The stream of trials, apart from that of choices."""
+        device = next(self._model.parameters(), like).device
+        generator = torch.Generator(device=device)
+        return generator.manual_seed(stream_seed(self._seed ^ _STREAM, step))
 
     def _try(self, candidates: Candidates, k: int, epoch: int, step: int) -> list[Trial]:
         """Compare the selector's choices with random rows, setting by setting."""
@@ -131,8 +161,7 @@ class Gating:
             held = measure(self._model, self._held(), _SEEN, _EVAL, task=self._task)
             error, features = error_of(here), here.require("features")
             target = last_layer_gradient(error_of(held), held.require("features"))
-            generator = torch.Generator(device=error.device)
-            generator.manual_seed(stream_seed(self._seed ^ _STREAM, step))
+            generator = self._draws(candidates.ids, step)
             by_chance = random_progress(error, features, target, k, generator=generator)
         trials: list[Trial] = []
         for m in self._settings(size, k):
