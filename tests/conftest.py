@@ -28,3 +28,17 @@ def global_streams() -> Callable[[], Any]:
         return torch.get_rng_state().tolist(), numpy_state, random.getstate()
 
     return where
+
+
+@pytest.fixture(scope="session")
+def wordpiece() -> Any:
+    """An uncased WordPiece tokenizer of twelve words: tokens 0, [PAD], to 11, a full stop."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    words = "[PAD] [UNK] [CLS] [SEP] a good bad film ##s dull very ."
+    vocabulary = {word: token for token, word in enumerate(words.split())}
+    made = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer(lowercase=True)
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    made.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 import reducible.bench as bench
 from reducible.data import fashion_mnist
 from reducible.stores import IrreducibleLossStore
+from reducible.types import StoreError
 
 KEYS = {"what", "median", "unit", "min", "max", "runs"}
 
@@ -96,17 +98,128 @@ def test_scoring_costs_name_every_way() -> None:
     rows = bench.scoring_costs("lenet-8", repeats=1)
     assert [row["what"].split(": ")[1] for row in rows] == [
         "exact",
+        "bfloat16",
         "bfloat16, channels last",
         "by an mlp-64",
+        "by an mlp-64 that learns along",
+        "by an mlp-64 that learns its predictions",
+        "by its first blocks, up to 2, and a head",
     ]
     assert all(row["median"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("name", ["lenet", "resnet-18-16", "mlp-512"])
+def test_every_way_of_scoring_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them on 320 candidates; those that learn along step once more on 32."""
+    rows: list[int] = []
+    inner = bench._new_model
+
+    def new_model(made: str) -> Any:
+        model, optimizer = inner("mlp-64" if made == name else "mlp-128")
+        model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+        return model, optimizer
+
+    monkeypatch.setattr(bench, "_new_model", new_model)
+    monkeypatch.setitem(bench._EXITS, name, "2")
+    ways: dict[str, list[int]] = {}
+
+    def in_turn(work: Any, **_: Any) -> Any:
+        for way, run in work.items():
+            rows.clear()
+            run()
+            ways[way] = [*rows]
+        return {way: [1.0, 2.0] if way == "train" else [10.0] for way in work}
+
+    monkeypatch.setattr(bench, "times_in_turn", in_turn)
+    monkeypatch.setattr(bench.Scoring, "reduced", lambda _, batch: batch)  # an mlp takes no less
+    costs = bench.scoring_costs(name, repeats=2)
+    assert ways.pop("train") == [32]
+    assert ways.pop("by an mlp-64 that learns along") == [320, 32]
+    assert ways.pop("by an mlp-64 that learns its predictions") == [320, 32]
+    assert ways.pop("by its first blocks, up to 2, and a head") == [320, 32]
+    assert ("bfloat16, channels last, 14 × 14" in ways) == (name == "resnet-18-16")
+    assert all(passes == [320] for passes in ways.values())
+    # 10 s of 320 candidates over 1.5 s of 32 rows
+    assert all(row["median"] == round((10 / 320) / (1.5 / 32), 4) for row in costs)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_compiled_scoring_is_a_row_or_left_out(
+    fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the compiler, which takes half a minute, or is not there."""
+    wanted: list[Any] = []
+
+    def compile_(model: Any, **_: Any) -> Any:
+        wanted.append(model)
+        if fails:
+            raise RuntimeError("No working C++ compiler found\nin a list")
+        return model
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    rows = bench.scoring_costs("lenet-8", repeats=1, compiled=True)
+    what = [row["what"].split(", lenet-8: ")[1] for row in rows]
+    assert ("compiled" in what) is not fails
+    assert ("compiled, left out: No working C++ compiler found" in what) is fails
+    assert len(wanted) == 1
+    assert all(set(row) == KEYS for row in rows)
+
+
+@pytest.mark.parametrize("rows", [1000, 1001, 4096])
+def test_a_store_written_in_pieces_is_what_save_writes(rows: int, tmp_path: Path) -> None:
+    values = torch.rand(512, generator=torch.Generator().manual_seed(0))
+    path = tmp_path / "store.safetensors"
+    bench.write_large_store(path, rows, piece=512)
+    store = IrreducibleLossStore.load(path)  # verifies the checksum
+    expected = values.repeat(8)[:rows]
+    assert torch.equal(store.values, expected)
+    assert store.lookup(torch.tensor([0, rows - 1])).tolist() == expected[[0, -1]].tolist()
+    IrreducibleLossStore.from_tensor(expected).save(tmp_path / "saved")
+    assert len(path.read_bytes()) == len((tmp_path / "saved").read_bytes())
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\0")
+    with pytest.raises(StoreError, match="checksum does not match"):
+        IrreducibleLossStore.load(path)
+
+
+def test_looking_up_on_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(bench.tempfile, "tempdir", str(tmp_path))
+    memory = iter([7 * 2**20, 10 * 2**20])
+    monkeypatch.setattr(bench, "own_memory_bytes", lambda: next(memory))
+    lookup, opened, grown = bench.mapped_lookup(5000)
+    assert lookup["what"] == "store look-up, 5,000 dense ids on disk"
+    assert (lookup["unit"], lookup["runs"], lookup["median"] > 0) == ("µs per id", 50, True)
+    assert (opened["unit"], opened["runs"]) == ("s", 1)
+    assert (grown["unit"], grown["median"]) == ("MiB", 3.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_too_small_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "write_large_store", None)  # is not tried
+    (row,) = bench.mapped_lookup(10**9, free=5 * 10**9)
+    assert row["what"] == "store look-up, 1,000,000,000 dense ids on disk: left out, needs 5.1 GB"
+    assert (row["median"], row["unit"]) == (5.0, "GB free")
+    assert set(row) == KEYS
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is told by /proc")
+def test_own_memory_is_that_which_no_file_backs(tmp_path: Path) -> None:
+    size, path = 64 * 2**20, tmp_path / "file"
+    path.write_bytes(b"\1" * size)
+    before = bench.own_memory_bytes()
+    mapped = torch.from_file(str(path), size=size, dtype=torch.uint8)
+    assert int(mapped.sum()) == size  # every page is read
+    assert bench.own_memory_bytes() - before < size // 4
+    own = torch.ones(size, dtype=torch.uint8)
+    assert bench.own_memory_bytes() - before > size * 3 // 4
+    del own
 
 
 @pytest.mark.parametrize("quick", [True, False])
 def test_all_measurements_are_asked_for(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: dict[str, list[tuple[Any, Any]]] = {}
     one = ("step_overhead", "picking_time", "large_divbs", "lookup_time")
-    for name in (*one, "scoring_costs", "fitting_costs", "flat_over_steps"):
+    several = ("scoring_costs", "fitting_costs", "flat_over_steps", "mapped_lookup")
+    for name in (*one, *several):
 
         def stand_in(*args: Any, _name: str = name, **options: Any) -> Any:
             calls.setdefault(_name, []).append((args, options))
@@ -120,6 +233,8 @@ def test_all_measurements_are_asked_for(quick: bool, monkeypatch: pytest.MonkeyP
     assert [c[0][0] for c in calls["picking_time"]] == list(bench.SELECTORS)
     assert ("large_divbs" in calls) is not quick
     assert calls["lookup_time"] == [((10**6 if quick else 10**8,), {})]
+    assert calls.get("mapped_lookup", []) == ([] if quick else [((10**9,), {})])
     assert calls["flat_over_steps"] == [((5_000 if quick else 100_000,), {})]
-    assert len(calls["scoring_costs"]) == 3
+    repeats = {"repeats": rounds, "compiled": not quick}
+    assert [c[1] for c in calls["scoring_costs"]] == [repeats] * 3
     assert len(calls["fitting_costs"]) == 1

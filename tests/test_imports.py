@@ -64,7 +64,10 @@ ALLOWED = {
     "sweep": f"{_ABOVE_RUN} recipe run",
     "recipes": f"{_ABOVE_RUN} recipe run",
     "break_even": "types structure stores tasks measure",
-    "bench": f"{_ABOVE_RUN} run break_even",
+    "fidelity": (
+        "types structure stores tasks selectors scorers measure ledger measuring break_even"
+    ),
+    "bench": f"{_ABOVE_RUN} run break_even fidelity",
     "pages": "types measure selectors",
     "report": "records",
     "demo": f"{_ABOVE_RUN} run recipes report",

@@ -8,6 +8,7 @@ not yet learnt. ``SelectingLoader`` wraps a loader; ``selector(name)`` gives a r
 from reducible import scores
 from reducible.break_even import BreakEven, break_even
 from reducible.chosen import Chosen
+from reducible.gate import Gate
 from reducible.irreducible import (
     cross_fit_irreducible_loss,
     fit_group_irreducible_loss,
@@ -18,10 +19,10 @@ from reducible.ledger import Ledger
 from reducible.loop import SelectingLoader, weighted_mean
 from reducible.measure import Scoring, measure
 from reducible.plans import Plan
-from reducible.scorers import CoTrained
+from reducible.scorers import CoTrained, early_exit
 from reducible.selectors import SELECTORS, Chain, Scheduled, Scored, Selector, selector
 from reducible.stores import IrreducibleLossStore, WithIds
-from reducible.tasks import Classification, Task
+from reducible.tasks import Classification, SequenceClassification, Task
 from reducible.types import (
     Candidates,
     ConfigurationError,
@@ -47,6 +48,7 @@ __all__ = [
     "ConfigurationError",
     "DataError",
     "Evidence",
+    "Gate",
     "IrreducibleLossStore",
     "Ledger",
     "MissingEvidence",
@@ -59,11 +61,13 @@ __all__ = [
     "Selection",
     "SelectionError",
     "Selector",
+    "SequenceClassification",
     "StoreError",
     "Task",
     "WithIds",
     "break_even",
     "cross_fit_irreducible_loss",
+    "early_exit",
     "fit_group_irreducible_loss",
     "fit_irreducible_loss",
     "fit_proxy",

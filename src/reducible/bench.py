@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from reducible.break_even import times_in_turn
@@ -20,8 +25,11 @@ from reducible.ledger import peak_memory_bytes
 from reducible.loop import SelectingLoader, weighted_mean
 from reducible.measure import Scoring, measure
 from reducible.models import MODELS
+from reducible.scorers import CoTrained, early_exit
 from reducible.selectors import SELECTORS, selector
 from reducible.stores import IrreducibleLossStore
+from reducible.stores.irreducible import _FORMAT, _checksum
+from reducible.tasks import Classification
 from reducible.types import Candidates, Evidence
 
 _N_B, _N_CANDIDATES = 32, 320
@@ -33,11 +41,16 @@ def run_bench(*, quick: bool = False) -> list[dict[str, Any]]:
     repeats = 3 if quick else 15
     return [
         *(step_overhead(name, rounds=rounds) for name in ("lenet", "mlp-512")),
-        *(row for name in _SCORED for row in scoring_costs(name, repeats=repeats)),
+        *(
+            row
+            for name in _SCORED
+            for row in scoring_costs(name, repeats=repeats, compiled=not quick)
+        ),
         *fitting_costs(epochs=1 if quick else 6, repeats=1 if quick else 9),
         *(picking_time(name, repeats=repeats) for name in SELECTORS),
         *([] if quick else [large_divbs()]),
         lookup_time(10**6 if quick else 10**8),
+        *([] if quick else mapped_lookup(10**9)),
         *flat_over_steps(5_000 if quick else 100_000),
     ]
 
@@ -87,7 +100,11 @@ def _new_model(name: str) -> tuple[nn.Module, torch.optim.Optimizer]:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         model = MODELS[name]()
-    return model, torch.optim.AdamW(model.parameters(), fused=True)
+    return model, _adamw(model)
+
+
+def _adamw(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), fused=True)
 
 
 def _update(
@@ -131,14 +148,69 @@ def _steps_by_hand(data: TensorSet, name: str, store: IrreducibleLossStore) -> I
 def lookup_time(rows: int) -> dict[str, Any]:
     """Microseconds per id of a look-up of 320 random ids in a dense store, warm."""
     store = IrreducibleLossStore.from_tensor(torch.zeros(rows))
+    return _row(f"store look-up, {rows:,} dense ids", _lookups(store), "µs per id")
+
+
+def _lookups(store: IrreducibleLossStore) -> list[float]:
+    """Microseconds per id of each of 50 look-ups that were made once before."""
     generator = torch.Generator().manual_seed(0)
-    batches = [torch.randint(rows, (_N_CANDIDATES,), generator=generator) for _ in range(50)]
+    batches = [torch.randint(len(store), (_N_CANDIDATES,), generator=generator) for _ in range(50)]
     times: list[float] = []
     for ids in batches * 2:
         start = time.perf_counter()
         store.lookup(ids)
         times.append((time.perf_counter() - start) / _N_CANDIDATES * 1e6)
-    return _row(f"store look-up, {rows:,} dense ids", times[len(batches) :], "µs per id")
+    return times[len(batches) :]
+
+
+def mapped_lookup(rows: int, *, free: int | None = None) -> list[dict[str, Any]]:
+    """The same in a store on disk that is opened there, and the memory that this takes.
+
+    The memory is what belongs to this process alone; pages of the file that the system keeps are
+    given up where memory is short. ``free`` bytes of disk: those of the temporary folder.
+    """
+    what = f"store look-up, {rows:,} dense ids on disk"
+    free = shutil.disk_usage(tempfile.gettempdir()).free if free is None else free
+    needed = 4 * rows + 2**30
+    if free < needed:
+        return [_row(f"{what}: left out, needs {needed / 1e9:.1f} GB", [free / 1e9], "GB free")]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "store.safetensors")
+        write_large_store(path, rows)
+        before = own_memory_bytes()
+        start = time.perf_counter()
+        store = IrreducibleLossStore.load(path)
+        opened = time.perf_counter() - start
+        times = _lookups(store)
+        grown = (own_memory_bytes() - before) / 2**20
+    return [
+        _row(what, times, "µs per id"),
+        _row(f"{what}: opened, its checksum verified", [opened], "s"),
+        _row(f"{what}: own memory grown", [grown], "MiB"),
+    ]
+
+
+def write_large_store(path: Path, rows: int, *, piece: int = 1 << 24) -> None:
+    """Write a dense store of made-up losses as ``IrreducibleLossStore.save`` would, in pieces."""
+    metadata = {"format": _FORMAT, "fingerprint": "", "header": "{}", "checksum": "0" * 32}
+    values = torch.rand(piece, generator=torch.Generator().manual_seed(0))
+    with open(path, "wb") as file:
+        file.write(_header(metadata, rows))
+        for first in range(0, rows, piece):
+            file.write(values[: rows - first].numpy().data)
+    with safe_open(path, framework="pt") as written:
+        metadata["checksum"] = _checksum({"values": written.get_tensor("values")}, metadata)
+    with open(path, "r+b") as file:  # of the same length
+        file.write(_header(metadata, rows))
+
+
+def _header(metadata: Mapping[str, str], rows: int) -> bytes:
+    """How a safetensors file of one tensor begins, its values at a multiple of 8 bytes."""
+    tensor = {"dtype": "F32", "shape": [rows], "data_offsets": [0, 4 * rows]}
+    header = {"__metadata__": dict(metadata), "values": tensor}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def flat_over_steps(steps: int) -> list[dict[str, Any]]:
@@ -183,38 +255,82 @@ def resident_bytes() -> int:
         return peak_memory_bytes()
 
 
+def own_memory_bytes() -> int:
+    """Memory of this process that no file backs; all of it where /proc does not tell."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["RssAnon"].split()[0]) * 1024
+    except (FileNotFoundError, KeyError):
+        return resident_bytes()
+
+
 _SCORED = ("lenet", "resnet-18-16", "mlp-512")
+_EXITS = {"lenet": "2", "lenet-8": "2", "resnet-18-16": "4", "mlp-512": "2"}
 
 
-def scoring_costs(name: str, *, repeats: int) -> list[dict[str, Any]]:
-    """Scoring a candidate over training on an example, for each way of scoring a network."""
+def scoring_costs(name: str, *, repeats: int, compiled: bool = False) -> list[dict[str, Any]]:
+    """Scoring a candidate over training on an example, for each way of scoring a network.
+
+    Scorers that learn along are charged for their step on the 32 chosen of the 320 as well.
+    ``compiled``: torch.compile too, which takes half a minute to begin with.
+    """
     model, optimizer = _new_model(name)
     scorer, _ = _new_model("mlp-64")
     ids, (x, y) = fashion_mnist("train")[list(range(_N_CANDIDATES))]
     candidates = Candidates(ids, (x, y))
     ways: dict[str, tuple[nn.Module, Scoring]] = {
         "exact": (model, Scoring()),
+        "bfloat16": (model, Scoring(precision="bfloat16")),
         "bfloat16, channels last": (model, Scoring(precision="bfloat16", channels_last=True)),
         "by an mlp-64": (scorer, Scoring()),
     }
     if name.startswith("resnet"):
         half = Scoring(precision="bfloat16", channels_last=True, resolution=14)
         ways["bfloat16, channels last, 14 × 14"] = (model, half)
+    left_out = _cannot_compile(model, candidates) if compiled else ""
+    if compiled and not left_out:
+        ways["compiled"] = (model, Scoring(compile=True))
     work: dict[str, Callable[[], Any]] = {
         "train": lambda: _update(model, optimizer, x[:_N_B], y[:_N_B], torch.ones(_N_B))
     }
     for way, (runs, scoring) in ways.items():
         work[way] = partial(measure, runs, candidates, frozenset({"loss"}), scoring)
+    learners = {
+        "by an mlp-64 that learns along": CoTrained(scorer, _adamw(scorer)),
+        "by an mlp-64 that learns its predictions": CoTrained(scorer, _adamw(scorer), distil=True),
+        f"by its first blocks, up to {_EXITS[name]}, and a head": early_exit(
+            model, _EXITS[name], num_classes=10
+        ),
+    }
+    chosen, ones = (x[:_N_B], y[:_N_B]), torch.ones(_N_B)
+    overheard = torch.full((_N_B, 10), 0.1)  # which training tells, for nothing
+
+    def learn_along(learner: CoTrained) -> None:
+        measure(learner.model, candidates, frozenset({"loss"}))
+        learner.step(Classification(), chosen, ones, predictions=overheard)
+
+    for way, learner in learners.items():
+        work[way] = partial(learn_along, learner)
     taken = times_in_turn(work, repeats=repeats, device=x.device)
     trained = statistics.median(taken["train"]) / _N_B
-    return [
-        _row(
-            f"scoring a candidate over training on one, {name}: {way}",
-            [t / _N_CANDIDATES / trained for t in taken[way]],
-            "ratio",
-        )
-        for way in ways
+    what = f"scoring a candidate over training on one, {name}"
+    rows = [
+        _row(f"{what}: {way}", [t / _N_CANDIDATES / trained for t in taken[way]], "ratio")
+        for way in (*ways, *learners)
     ]
+    return (
+        [*rows, _row(f"{what}: compiled, left out: {left_out}", [0.0], "–")] if left_out else rows
+    )
+
+
+def _cannot_compile(model: nn.Module, candidates: Candidates) -> str:
+    """Why the model cannot be scored compiled on this machine; empty where it can."""
+    try:
+        measure(model, candidates, frozenset({"loss"}), Scoring(compile=True))
+    except RuntimeError as error:
+        return str(error).strip().split("\n")[0]
+    return ""
 
 
 def fitting_costs(*, epochs: int, repeats: int) -> list[dict[str, Any]]:

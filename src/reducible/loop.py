@@ -388,6 +388,7 @@ class SelectingLoader:
             yield chosen
         finally:
             self.ledger.leave()
+        self._measuring.settle()
 
     def remember(self, ids: Tensor, per_example_loss: Tensor) -> None:
         """Report the losses ([K]) of rows that are trained on, for rules that remember them."""

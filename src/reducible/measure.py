@@ -21,6 +21,7 @@ from reducible.tasks import Classification, Task, per_example
 from reducible.types import Candidates, DataError, Evidence, require_between, require_one_of
 
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_KEPT_AS = "_reducible_compiled"  # attribute of a model that is scored compiled
 _ROWS_PER_PASS = 4096  # of repeated candidates in one batched pass with dropout on
 
 
@@ -38,7 +39,8 @@ class Scoring:
         precision: of the forward pass, by autocast; losses are computed in float32.
         channels_last: lay images out with the channels last, which convolutions in low precision
             are fastest on.
-        compile: score with ``torch.compile(model)``; the first passes compile.
+        compile: score with ``torch.compile(model)``; the first passes compile. Passes that read
+            features run as they are.
         resolution: shrink images [B, C, H, W] to at most so many rows and columns before scoring,
             for networks that take any size.
         max_length: cut token tensors [B, T] to their first so many columns before scoring.
@@ -140,7 +142,8 @@ def measure(
             found["groups"] = groups
         if needs & _ONE_PASS:
             wants_features = "features" in needs
-            runs = _compiled(model) if scoring.compile else model
+            compiled = scoring.compile and not wants_features  # layers inside cannot be watched
+            runs = _compiled(model) if compiled else model
             with _passes(model, scoring, seed=seed):
                 logits, features = task.forward(
                     runs, scoring.reduced(batch), features=wants_features
@@ -233,14 +236,22 @@ def _dropout_passes(
 _has_dropout: WeakSet[nn.Module] = WeakSet()
 
 
-_compiled_models: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+class _Compiled:
+    """A model compiled for scoring; kept with the model, so that it lives no longer than that."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.runs: Any = torch.compile(model, dynamic=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, ()  # copies of the model and files of it hold none
 
 
 def _compiled(model: nn.Module) -> Any:
     """The model compiled for scoring; made once."""
-    if model not in _compiled_models:
-        _compiled_models[model] = torch.compile(model, dynamic=False)
-    return _compiled_models[model]
+    kept = model.__dict__.get(_KEPT_AS)
+    if not isinstance(kept, _Compiled):
+        kept = model.__dict__[_KEPT_AS] = _Compiled(model)
+    return kept.runs
 
 
 @contextmanager

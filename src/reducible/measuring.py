@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from reducible.group_holdout import GroupHoldoutLoss
 from reducible.ledger import Ledger, Phase
 from reducible.measure import RUNS_THE_MODEL, Scoring, measure
-from reducible.scorers import CoTrained
+from reducible.scorers import CoTrained, Overheard
 from reducible.selectors import Look, Selector
 from reducible.stores import IrreducibleLossStore, LossMemory
 from reducible.structure import gather
@@ -28,6 +28,14 @@ from reducible.types import (
 )
 
 _EVAL = Scoring(batchnorm="running")
+
+
+class _Lesson(NamedTuple):
+    """Chosen rows that a scorer is yet to learn, once the model has said what it thinks of them."""
+
+    batch: Any
+    weights: Tensor  # [K]
+    overheard: Overheard
 
 
 @final
@@ -71,6 +79,7 @@ class Measuring:
         self._memory = memory
         self._groups = groups
         self._total_steps = total_steps
+        self._lesson: _Lesson | None = None
         self._flops: dict[tuple[frozenset[str], int], float] = {}  # per candidate
 
     def check(self, selector: Selector) -> None:
@@ -172,6 +181,7 @@ class Measuring:
         def look(
             needs: frozenset[str], rows: Tensor | None = None, *, samples: int = 0
         ) -> Evidence:
+            self.settle()
             with self._ledger.phase(phase):
                 ids, batch = candidates
                 if rows is not None:
@@ -223,15 +233,15 @@ class Measuring:
     ) -> Evidence:
         """Evidence of one pass over all the candidates given."""
 
-        def run() -> Evidence:
-            return self._evidence(candidates, needs, context, samples, seed, live)
+        def run(*, eager: bool = False) -> Evidence:
+            return self._evidence(candidates, needs, context, samples, seed, live, eager=eager)
 
         size, kind = candidates.ids.numel(), (needs, samples)
         if kind in self._flops:
             evidence = run()
         else:
             with FlopCounterMode(display=False) as counter:
-                evidence = run()
+                evidence = run(eager=True)  # what is compiled cannot be counted
             self._flops[kind] = counter.get_total_flops() / size
         passes = samples if "mc_logits" in needs else 0
         passes += 1 if needs & (RUNS_THE_MODEL - {"mc_logits"}) else 0
@@ -277,13 +287,15 @@ class Measuring:
         samples: int,
         seed: int,
         live: CoTrained | None,
+        *,
+        eager: bool = False,
     ) -> Evidence:
         live = live if "irreducible_loss" in needs else None
         evidence = measure(
             self._scores_with,
             candidates,
             needs - {"irreducible_loss"} if live else needs,
-            self._scoring,
+            replace(self._scoring, compile=False) if eager else self._scoring,
             task=self._task,
             store=self._store,
             groups=self._groups_of(candidates) if "groups" in needs else None,
@@ -303,14 +315,44 @@ class Measuring:
         return self._groups[candidates.ids.cpu()].to(device)
 
     def learn(self, batch: Any, weights: Tensor) -> None:
-        """Step what learns along with the model, on the batch that is handed out."""
+        """Step what learns along with the model, on the batch that is handed out.
+
+        A scorer that learns predictions is stepped by ``settle``, on those that the model makes in
+        between.
+        """
+        self.settle()
         for learner in (self._irreducible, self._learner):
-            if learner is not None:
-                with self._ledger.phase("score"):
-                    learner.step(self._task, batch, weights)
+            if learner is None:
+                continue
+            if learner.distil:
+                heard = Overheard(self._model, self._task, batch, len(weights))
+                self._lesson = _Lesson(batch, weights, heard)
+            else:
+                self._step(learner, batch, weights)
+
+    def settle(self) -> None:
+        """Step a scorer that learns predictions on the batch handed out last; once."""
+        if self._lesson is None or self._learner is None:
+            return
+        (batch, weights, overheard), self._lesson = self._lesson, None
+        self._step(self._learner, batch, weights, overheard.predictions)
+
+    def _step(
+        self, learner: CoTrained, batch: Any, weights: Tensor, predictions: Tensor | None = None
+    ) -> None:
+        with self._ledger.phase("score"):
+            learner.step(
+                self._task,
+                batch,
+                weights,
+                trained=self._model,
+                scoring=self._scoring,
+                predictions=predictions,
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """State of live models and averages."""
+        self.settle()
         return {
             "irreducible": self._irreducible.state_dict() if self._irreducible else None,
             "scorer": self._learner.state_dict() if self._learner else None,
@@ -321,6 +363,7 @@ class Measuring:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the state of live models and averages."""
+        self._lesson = None
         if self._irreducible is not None:
             self._irreducible.load_state_dict(state["irreducible"])
         if self._learner is not None:

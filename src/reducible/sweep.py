@@ -112,6 +112,8 @@ def collect(
             summary = read_json(path)
             last = max(last, path.stat().st_mtime)
             short = {key: summary[key] for key in _SUMMARY} | {"selected": summary["selected"]}
+            if "gate" in summary:
+                short["gate"] = {k: v for k, v in summary["gate"].items() if k != "trials"}
             runs.append(
                 {
                     "seed": seed,
@@ -248,8 +250,9 @@ def _trial(recipe: Recipe, seed: int, steps: int = 30) -> tuple[float, float]:
         run = Run(recipe, Path(folder) / "trial", seed=seed, max_steps=steps, progress=False)
         began = time.perf_counter()
         run.start()
-        fit = run.ledger.seconds["irreducible_loss"]
-        return fit, (time.perf_counter() - began - fit) / steps
+        took, fit = time.perf_counter() - began, run.ledger.seconds["irreducible_loss"]
+        stepping = run.ledger.charged - fit
+        return took - stepping, stepping / steps
 
 
 def _commit() -> str:

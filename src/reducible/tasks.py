@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, final
 from weakref import WeakKeyDictionary
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from reducible.types import DataError, require_between
 
 _TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 _INPUT_KEYS = ("inputs", "input", "x", "image", "images", "pixel_values")
+_TOKEN_KEYS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 _NO_LABEL_IS_IGNORED = -(2**62)
 
 Field = str | int | Callable[[Any], Any]
@@ -50,35 +52,21 @@ class Task(ABC):
         return per_example(loss, rows * several).view(rows, several)
 
 
-@final
-class Classification(Task):
-    """Single-label classification by cross-entropy.
-
-    Batches are ``(inputs, targets)`` pairs or mappings; what is not named is found: the targets
-    under one of labels, label, targets, target, y; the inputs under inputs, input, x, image,
-    images, pixel_values, else all that is not the target is passed to the model by keyword.
-
-    Args:
-        inputs: key, position or function of the batch.
-        targets: the same, for the labels.
-        features: name of the last linear layer; found by a trial pass where None.
-        label_smoothing: of the cross-entropy, in [0, 1).
-    """
+class _CrossEntropy(Task):
+    """Single-label classification by cross-entropy; how the model is called is left open."""
 
     def __init__(
-        self,
-        *,
-        inputs: Field | None = None,
-        targets: Field | None = None,
-        features: str | None = None,
-        label_smoothing: float = 0.0,
+        self, *, targets: Field | None, features: str | None, label_smoothing: float
     ) -> None:
         require_between("label_smoothing", label_smoothing, 0.0, 1.0, open_high=True)
-        self._inputs = inputs
         self._targets = targets
         self._features = features
         self._smoothing = label_smoothing
         self._heads: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+
+    @abstractmethod
+    def _call(self, model: nn.Module, batch: Any) -> Any:
+        """What the model returns for the inputs of the batch."""
 
     def targets(self, batch: Any) -> Tensor:
         """[B] int64 labels."""
@@ -89,7 +77,7 @@ class Classification(Task):
             ) else type(found).__name__  # fmt: skip
             raise DataError(
                 f"labels must be a tensor of whole numbers of shape [B], got {what}. Name the "
-                "labels: Classification(targets=<key, position or function>)."
+                f"labels: {self._name}(targets=<key, position or function>)."
             )
         return found.long()
 
@@ -104,22 +92,7 @@ class Classification(Task):
             return batch[1]
         raise DataError(
             f"cannot find the labels in a batch of {_describe(batch)}. Name them: "
-            "Classification(inputs=…, targets=<key, position or function>)."
-        )
-
-    def _call(self, model: nn.Module, batch: Any) -> Any:
-        if self._inputs is not None:
-            return model(_get(batch, self._inputs, "inputs"))
-        if isinstance(batch, Mapping):
-            key = next((k for k in _INPUT_KEYS if k in batch), None)
-            if key is not None:
-                return model(batch[key])
-            return model(**{k: v for k, v in batch.items() if k not in _TARGET_KEYS})
-        if isinstance(batch, tuple | list) and batch:
-            return model(batch[0])
-        raise DataError(
-            f"cannot find the inputs in a batch of {_describe(batch)}. Name them: "
-            "Classification(inputs=<key, position or function>, targets=…)."
+            f"{self._name}(targets=<key, position or function>)."
         )
 
     def forward(self, model: nn.Module, batch: Any, *, features: bool = False) -> Outputs:
@@ -133,13 +106,18 @@ class Classification(Task):
             logits = _logits(self._call(model, batch))
         finally:
             hook.remove()
-        if not caught or caught[-1].dim() != 2:
-            shape = tuple(caught[-1].shape) if caught else "nothing"
+        found = self._pooled(caught[-1], batch) if caught else None
+        if found is None or found.dim() != 2:
+            shape = "nothing" if found is None else tuple(found.shape)
             raise DataError(
                 f"the last linear layer saw {shape}, not [B, D]. Name the layer whose input are "
-                "the features: Classification(features='<module name>')."
+                f"the features: {self._name}(features='<module name>')."
             )
-        return Outputs(logits, caught[-1])
+        return Outputs(logits, found)
+
+    def _pooled(self, seen: Tensor, batch: Any) -> Tensor:
+        """One row per example of what a layer took in or put out."""
+        return seen
 
     def _head(self, model: nn.Module, batch: Any) -> nn.Module:
         """The last linear layer: by name, or the one whose output are the logits."""
@@ -150,25 +128,46 @@ class Classification(Task):
                 raise DataError(f"the model has no module {self._features!r}: {error}") from error
         if model in self._heads:
             return self._heads[model]
-        made: list[tuple[nn.Module, int]] = []
-        hooks = [
-            module.register_forward_hook(lambda m, _, out: made.append((m, out.data_ptr())))
-            for module in model.modules()
-            if isinstance(module, nn.Linear)
-        ]
+        made: list[tuple[nn.Module, int, int]] = []
+
+        def note(module: nn.Module, _: Any, out: Tensor) -> None:
+            # The size too: what was let go of may lie where the logits lie now.
+            made.append((module, out.data_ptr(), out.numel()))
+
+        logits = self._call_watched(model, batch, note)
+        here = (logits.data_ptr(), logits.numel())
+        found = next((module for module, *at in reversed(made) if tuple(at) == here), None)
+        if found is None and made:
+            found = self._head_before_pooling(model, batch, made[-1][0])
+        if found is not None:
+            self._heads[model] = found
+            return found
+        raise DataError(
+            "no nn.Linear of the model puts out the logits, so the features cannot be found. "
+            f"Name the layer whose input they are: {self._name}(features='<module name>')."
+        )
+
+    def _call_watched(
+        self, model: nn.Module, batch: Any, watch: Callable[[nn.Module, Any, Tensor], None]
+    ) -> Tensor:
+        """The logits of a pass whose linear layers are watched."""
+        linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        hooks = [module.register_forward_hook(watch) for module in linear]
         try:
-            logits = _logits(self._call(model, batch))
+            return _logits(self._call(model, batch))
         finally:
             for hook in hooks:
                 hook.remove()
-        for module, pointer in reversed(made):
-            if pointer == logits.data_ptr():
-                self._heads[model] = module
-                return module
-        raise DataError(
-            "no nn.Linear of the model puts out the logits, so the features cannot be found. "
-            "Name the layer whose input they are: Classification(features='<module name>')."
-        )
+
+    def _head_before_pooling(
+        self, model: nn.Module, batch: Any, last: nn.Module
+    ) -> nn.Module | None:
+        """The linear layer that ran last, where the logits are pooled from its output."""
+        return None
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """−log softmax(z_i)[y_i]: [B]."""
@@ -199,6 +198,159 @@ class Classification(Task):
             f"{logits.shape[1]} classes; number the classes from 0, and leave out rows that are "
             "marked to be ignored."
         )
+
+
+@final
+class Classification(_CrossEntropy):
+    """Single-label classification by cross-entropy.
+
+    Batches are ``(inputs, targets)`` pairs or mappings; what is not named is found: the targets
+    under one of labels, label, targets, target, y; the inputs under inputs, input, x, image,
+    images, pixel_values, else all that is not the target is passed to the model by keyword.
+
+    Args:
+        inputs: key, position or function of the batch.
+        targets: the same, for the labels.
+        features: name of the last linear layer; found by a trial pass where None.
+        label_smoothing: of the cross-entropy, in [0, 1).
+    """
+
+    def __init__(
+        self,
+        *,
+        inputs: Field | None = None,
+        targets: Field | None = None,
+        features: str | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(targets=targets, features=features, label_smoothing=label_smoothing)
+        self._inputs = inputs
+
+    def _call(self, model: nn.Module, batch: Any) -> Any:
+        if self._inputs is not None:
+            return model(_get(batch, self._inputs, "inputs"))
+        if isinstance(batch, Mapping):
+            key = next((k for k in _INPUT_KEYS if k in batch), None)
+            if key is not None:
+                return model(batch[key])
+            return model(**{k: v for k, v in batch.items() if k not in _TARGET_KEYS})
+        if isinstance(batch, tuple | list) and batch:
+            return model(batch[0])
+        raise DataError(
+            f"cannot find the inputs in a batch of {_describe(batch)}. Name them: "
+            "Classification(inputs=<key, position or function>, targets=…)."
+        )
+
+
+@final
+class SequenceClassification(_CrossEntropy):
+    """Classification of texts, by models that take padded tokens by keyword.
+
+    Such as ``AutoModelForSequenceClassification`` of transformers, or
+    ``reducible.encoders.minilm``. Batches are mappings with ``input_ids`` [B, T] int64,
+    ``attention_mask`` [B, T], 1 at tokens and 0 at padding, and labels [B]; ``token_type_ids`` and
+    ``position_ids`` go to the model too where they are there, and nothing else does. So the model
+    makes no loss of its own, and texts or lengths may stand in the batch.
+
+    Features are what the classifier layer takes in, pooled as the model does it: before the layer,
+    or, where a causal model classifies every token, at the last token of each row.
+    ``Scoring(max_length=…)`` cuts tokens and mask alike, to the start of each text where padding
+    stands on the right; of rows padded on the left it would keep the padding.
+
+    Args:
+        targets: key or function of the batch, for the labels; found where None under one of
+            labels, label, targets, target, y.
+        features: name of the classifier layer; found by a trial pass where None.
+        label_smoothing: of the cross-entropy, in [0, 1).
+        pad_id: the token that pads, to make the mask of where a batch has none.
+    """
+
+    def __init__(
+        self,
+        *,
+        targets: Field | None = None,
+        features: str | None = None,
+        label_smoothing: float = 0.0,
+        pad_id: int | None = None,
+    ) -> None:
+        super().__init__(targets=targets, features=features, label_smoothing=label_smoothing)
+        if pad_id is not None:
+            require_between("pad_id", pad_id, 0, whole=True)
+        self._pad_id = pad_id
+
+    def unpadded(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """``batch`` without the columns on the right that are padding in every row.
+
+        Rows chosen from many candidates are padded to the longest of the candidates; cut to the
+        longest of their own, they cost less to train on, and the model sees the same texts.
+        """
+        attended = self._tokens(batch)["attention_mask"]  # [B, T]
+        columns = (attended != 0).any(dim=0).nonzero()  # [T', 1]
+        longest = int(columns[-1]) + 1 if columns.numel() else 0
+        padded = attended.shape
+        return {
+            k: v[:, :longest] if isinstance(v, Tensor) and v.shape == padded else v
+            for k, v in batch.items()
+        }
+
+    def _tokens(self, batch: Any) -> dict[str, Tensor]:
+        """What the model is called with."""
+        if not isinstance(batch, Mapping) or "input_ids" not in batch:
+            raise DataError(
+                f"no 'input_ids' in a batch of {_describe(batch)}: a mapping with input_ids, "
+                "attention_mask and labels was expected. Other inputs than tokens? Use "
+                "Classification(inputs=…)."
+            )
+        tokens = {k: batch[k] for k in _TOKEN_KEYS if k in batch}
+        ids = tokens["input_ids"]
+        if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point():
+            what = f"{ids.dtype} of shape {tuple(ids.shape)}" if isinstance(
+                ids, Tensor
+            ) else type(ids).__name__  # fmt: skip
+            raise DataError(
+                f"input_ids must be whole numbers of shape [B, T], got {what}. Rows of unequal "
+                "length? Pad them, as data.TokenSet does."
+            )
+        if "attention_mask" not in tokens:
+            if self._pad_id is None:
+                raise DataError(
+                    f"no 'attention_mask' in a batch of {_describe(batch)}, so padding would be "
+                    "read as text. Let the tokenizer return it, or name the token that pads: "
+                    "SequenceClassification(pad_id=…)."
+                )
+            tokens["attention_mask"] = (ids != self._pad_id).long()  # [B, T]
+        mask = tokens["attention_mask"]
+        if mask.shape != ids.shape:
+            raise DataError(
+                f"attention_mask of shape {tuple(mask.shape)} for input_ids of shape "
+                f"{tuple(ids.shape)}: both must be [B, T]. Was one of them cut or padded alone?"
+            )
+        return tokens
+
+    def _call(self, model: nn.Module, batch: Any) -> Any:
+        return model(**self._tokens(batch))
+
+    def _pooled(self, seen: Tensor, batch: Any) -> Tensor:
+        """[B, D]: as it is, or of [B, T, D] the last token that is not padding."""
+        mask = self._tokens(batch)["attention_mask"]  # [B, T]
+        if seen.shape[:-1] != mask.shape:
+            return seen
+        columns = torch.arange(mask.shape[1], device=mask.device)  # [T]
+        last = (columns * (mask != 0)).argmax(dim=1)  # [B]
+        return seen[torch.arange(len(last), device=last.device), last]
+
+    def _head_before_pooling(
+        self, model: nn.Module, batch: Any, last: nn.Module
+    ) -> nn.Module | None:
+        """The linear layer that ran last, where its rows at the last tokens are the logits."""
+        pooled: list[Tensor] = []
+
+        def keep(module: nn.Module, _: Any, out: Tensor) -> None:
+            if module is last:
+                pooled.append(self._pooled(out, batch))
+
+        logits = self._call_watched(model, batch, keep)
+        return last if torch.equal(pooled[-1], logits) else None
 
 
 def _get(batch: Any, field: Field, what: str) -> Any:

@@ -1,6 +1,7 @@
 """Data: sets in memory with stable ids, embedded and official files, noise, relevance.
 
-Sets: ``TensorSet``, ``fashion_mnist``, ``sentences``; files: ``read_idx``, ``EMBEDDED``.
+Sets: ``TensorSet``, ``fashion_mnist``; ``TokenSet``, ``sentiment``, ``sentences``; files:
+``read_idx``, ``EMBEDDED``.
 Corruptions: ``flip_labels``, ``confuse_labels``, ``confusable_pairs``, ``ambiguous_mix``,
 ``imbalance``, ``relevance_split``, ``web_like``. Augmentation: ``random_crop_flip``.
 """
@@ -26,6 +27,7 @@ from reducible.data.relevance import (
 )
 from reducible.data.sentences import Sentences, sentences
 from reducible.data.tensors import TensorSet
+from reducible.data.tokens import TokenSet, sentiment
 
 __all__ = [
     "EMBEDDED",
@@ -34,6 +36,7 @@ __all__ = [
     "RelevanceSplit",
     "Sentences",
     "TensorSet",
+    "TokenSet",
     "WebLike",
     "ambiguous_mix",
     "confusable_pairs",
@@ -45,5 +48,6 @@ __all__ = [
     "read_idx",
     "relevance_split",
     "sentences",
+    "sentiment",
     "web_like",
 ]

@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from reducible.report.curves import COLOURS, DPI, FAINT, INK, MUTED, WIDTH
 from reducible.report.statistics import paired_bootstrap
 from reducible.report.studies import newest_results
 
@@ -158,12 +162,9 @@ def _time(mine: Outcome, uniform: Outcome, *, shared: bool) -> str:
 def _difference(mine: Outcome, uniform: Outcome, budget: str) -> str:
     if budget not in mine.accuracy:
         return "–"
-    seeds = sorted(set(mine.accuracy[budget]) & set(uniform.accuracy[budget]))
-    own = [mine.accuracy[budget][s] for s in seeds]
     if mine is uniform:
-        return f"{100 * statistics.median(own):.1f} %"
-    other = [uniform.accuracy[budget][s] for s in seeds]
-    mean, low, high = paired_bootstrap(own, other)
+        return f"{100 * statistics.median(mine.accuracy[budget].values()):.1f} %"
+    mean, low, high = _compare(mine, uniform, budget)
     return f"{100 * mean:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
 
 
@@ -174,3 +175,95 @@ def _clock(mine: Outcome, uniform: Outcome) -> str:
     return (
         f"{statistics.median(mine.seconds['1x'][s] / uniform.seconds['1x'][s] for s in seeds):.2f}"
     )
+
+
+SHOWN: Mapping[str, str] = {
+    "uniform-all": "uniform, trained on the holdout too",
+    "label-smoothing": "label smoothing",
+    "train-loss": "train loss, 32 of 320",
+    "rho": "RHO-LOSS, 32 of 320",
+    "plan-filter": "plan: filter",
+    "plan": "plan: filter and weights",
+    "plan-online": "plan, then train loss, 48 of 192 in turn",
+}
+"""Rules of the overview, by the names it gives them."""
+
+
+def overview(by_data: Mapping[str, Sequence[Outcome]], *, budget: str = "1x") -> str:
+    """Markdown: a row per rule of SHOWN, a column per kind of data.
+
+    A cell says the accuracy over uniform's in the same time, with its paired 95 % interval, and the
+    time to uniform's final accuracy. Bold: better, the interval excludes zero; italic: worse.
+    """
+    lines = [
+        "| in the same time, everything charged | " + " | ".join(by_data) + " |",
+        "|" + "---|" * (len(by_data) + 1),
+    ]
+    rules = {o.rule for found in by_data.values() for o in found}
+    uniforms = {d: next(o for o in found if o.rule == "uniform") for d, found in by_data.items()}
+    medians = [statistics.median(base.accuracy[budget].values()) for base in uniforms.values()]
+    cells = ["uniform", *(f"{100 * median:.1f} %" for median in medians)]
+    lines.append("| " + " | ".join(cells) + " |")
+    for rule, title in SHOWN.items():
+        if rule not in rules:
+            continue
+        cells = [title]
+        for data, found in by_data.items():
+            mine = next((o for o in found if o.rule == rule and budget in o.accuracy), None)
+            cells.append("–" if mine is None else _cell(mine, uniforms[data], budget))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(mine: Outcome, uniform: Outcome, budget: str) -> str:
+    mean, low, high = _compare(mine, uniform, budget)
+    said = f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    mark = "**" if low > 0 else "*" if high < 0 else ""
+    return f"{mark}{said}{mark}, time {_time(mine, uniform, shared=False)}"
+
+
+def _compare(mine: Outcome, uniform: Outcome, budget: str) -> tuple[float, float, float]:
+    """Mean difference of accuracy over common seeds, and its 95 % interval."""
+    seeds = sorted(set(mine.accuracy[budget]) & set(uniform.accuracy[budget]))
+    return paired_bootstrap(
+        [mine.accuracy[budget][s] for s in seeds], [uniform.accuracy[budget][s] for s in seeds]
+    )
+
+
+def seeds_of(found: Sequence[Outcome], budget: str = "1x") -> int:
+    """The least number of seeds that any rule was run with."""
+    return min(len(o.accuracy[budget]) for o in found if budget in o.accuracy)
+
+
+def plot_overview(by_data: Mapping[str, Sequence[Outcome]], path: Path) -> None:
+    """A panel per kind of data: accuracy over uniform's in the same time, a row per rule; PNG."""
+    rules = [r for r in SHOWN if any(o.rule == r for found in by_data.values() for o in found)]
+    figure = Figure(figsize=(WIDTH, 0.9 + 0.5 * len(rules)), dpi=DPI, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(by_data), sharey=True, squeeze=False)[0]
+    for ax, (data, found) in zip(axes, by_data.items(), strict=True):
+        uniform = next(o for o in found if o.rule == "uniform")
+        ax.axvline(0.0, color=MUTED, linewidth=1.0)
+        for row, rule in enumerate(rules):
+            mine = next((o for o in found if o.rule == rule and "1x" in o.accuracy), None)
+            if mine is None:
+                continue
+            mean, low, high = (100 * value for value in _compare(mine, uniform, "1x"))
+            colour = COLOURS[2] if low > 0 else COLOURS[1] if high < 0 else MUTED
+            ax.plot([low, high], [row, row], color=colour, linewidth=2.5, solid_capstyle="butt")
+            ax.plot([mean], [row], "o", color=colour, markersize=7)
+        ax.set_title(data, fontsize=12, color=INK, loc="left")
+        ax.set_yticks(range(len(rules)), [SHOWN[rule] for rule in rules])
+        ax.set_ylim(len(rules) - 0.5, -0.5)
+        ax.tick_params(labelsize=10, colors=INK, length=0)
+        ax.grid(axis="x", color=FAINT)
+        ax.set_axisbelow(True)
+        for side in ax.spines.values():
+            side.set_visible(False)
+    figure.supxlabel(
+        "points of accuracy over uniform's in the same time; bars are paired 95 % intervals",
+        fontsize=10.5,
+        color=MUTED,
+    )
+    figure.tight_layout()
+    canvas.print_png(path)

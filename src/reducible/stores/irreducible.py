@@ -70,7 +70,7 @@ class IrreducibleLossStore:
                 f"{values.dtype} of shape {tuple(values.shape)}."
             )
         values = values.detach().to("cpu", torch.float32).contiguous()
-        if bool(torch.isinf(values).any()):
+        if any(bool(piece.isinf().any()) for piece in values.view(-1).split(_CHUNK)):
             raise StoreError(
                 "irreducible losses hold infinite values: the irreducible-loss model diverged. "
                 "Fit it with a lower learning rate. (NaN marks an example never scored.)"

@@ -1,0 +1,174 @@
+"""How faithful cheap scoring is, and what it costs, on two networks; writes docs/scoring.md.
+
+Its last columns are times: run it on a quiet machine, best on one thread (OMP_NUM_THREADS=1).
+"""
+
+import argparse
+import platform
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import reducible as rd
+from reducible.fidelity import Fidelity, Way, fidelity
+from reducible.models import MODELS
+from reducible.recipe import Recipe
+from reducible.recipes import recipe
+from reducible.report.statistics import median_iqr
+from reducible.report.studies import replace_block
+from reducible.report.tables import percent
+from reducible.seeds import stream_seed
+from reducible.splits import Splits, make_splits
+
+PAGE = Path(__file__).parent.parent / "docs" / "scoring.md"
+DEMO = recipe("demo/rho")
+EXITS = {"lenet": ("2", "5"), "resnet-18-16": ("4", "6")}
+"""Network → the modules that early exits stand behind: after its first and its second stage."""
+
+
+def new_model(name: str, seed: int) -> nn.Module:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return MODELS[name]()
+
+
+def adamw(parameters: Any, rate: float = 1e-3) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=rate, fused=True)
+
+
+def fit_store(made: Recipe, splits: Splits, seed: int) -> rd.IrreducibleLossStore:
+    return rd.fit_irreducible_loss(
+        MODELS[made.irreducible_model],
+        splits.holdout,
+        splits.train,
+        epochs=made.irreducible_epochs,
+        batch_size=made.irreducible_batch,
+        label_smoothing=made.irreducible_smoothing,
+        seed=seed,
+        progress=False,
+    )
+
+
+def ways_of(network: str, model: nn.Module, made: Recipe, seed: int, compiled: bool) -> Any:
+    """Name → how, for every way that goes with the network."""
+    resnet = network.startswith("resnet")
+    half = rd.Scoring(precision="bfloat16")
+    ways: dict[str, Any] = {
+        "bfloat16": half,
+        "bfloat16, channels last": replace(half, channels_last=True),
+    }
+    if compiled:
+        ways["compiled"] = rd.Scoring(compile=True)
+    if resnet:
+        ways["14 × 14"] = rd.Scoring(resolution=14)
+        ways["14 × 14, bfloat16, channels last"] = replace(half, channels_last=True, resolution=14)
+    ways["half of the candidates"] = Way(share=0.5)
+    for updates in (2, 4):
+        name = f"{updates} updates per scoring, at the last"
+        ways[name] = rd.Scoring(updates_per_scoring=updates)
+    epoch = made.train_examples // made.n_candidates
+    statistics = "running" if resnet else "candidates"
+    for passes in (1, 2):
+        name = f"losses remembered for {passes * epoch} steps"
+        ways[name] = rd.Scoring(max_age=passes * epoch, batchnorm=statistics)
+    for distil, name in ((False, "labels"), (True, "the model's predictions")):
+        scorer = new_model("mlp-64", stream_seed(seed, 3))
+        learner = rd.CoTrained(scorer, adamw(scorer.parameters()), distil=distil)
+        ways[f"mlp-64 that learns {name} along"] = learner
+    for at, name in zip(EXITS[network], ("first", "second"), strict=True):
+        ways[f"early exit behind the {name} stage"] = rd.early_exit(
+            model, at, num_classes=10, grid=4, make_optimizer=lambda p: adamw(p, 3e-3)
+        )
+    return ways
+
+
+def compare(
+    network: str,
+    seed: int,
+    *,
+    made: Recipe = DEMO,
+    steps: int = 300,
+    compared: int = 20,
+    repeats: int = 9,
+    compiled: bool = True,
+) -> list[Fidelity]:
+    """One run, compared at about ``compared`` of the steps in its last two thirds."""
+    splits = make_splits(made, seed)
+    store = fit_store(made, splits, seed)
+    model = new_model(network, stream_seed(seed, 1))
+    loader = splits.train.loader(
+        made.n_candidates, generator=torch.Generator().manual_seed(stream_seed(seed, 2))
+    )
+    skip = steps // 3
+    batches = (batch for _ in range(steps // len(loader) + 1) for batch in loader)
+    return fidelity(
+        model,
+        (batch for batch, _ in zip(batches, range(steps), strict=False)),
+        store,
+        ways_of(network, model, made, seed, compiled),
+        k=made.n_b,
+        optimizer=adamw(model.parameters(), made.learning_rate),
+        skip=skip,
+        every=max(1, (steps - skip) // compared),
+        repeats=repeats,
+    )
+
+
+def table(seeds: list[list[Fidelity]], ratio: float) -> str:
+    """Markdown: a line per way, over all seeds and batches."""
+    lines = [
+        "| scoring | a candidate over training on an example | an update over a plain one | "
+        "the same picks | rank correlation |",
+        "|---|---|---|---|---|",
+    ]
+    for rows in zip(*seeds, strict=True):
+        cost, *costs = median_iqr([c for row in rows for c in row.costs])
+        cells = [
+            rows[0].way,
+            f"{cost:.3f} ({costs[0]:.3f} to {costs[1]:.3f})",
+            f"{1 + ratio * cost:.2f}",
+            spread([o for row in rows for o in row.overlaps], percent),
+            spread([r for row in rows for r in row.rank_correlations], lambda r: f"{r:.3f}"),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float], show: Any) -> str:
+    middle, low, high = median_iqr(values)
+    return f"{show(middle)} ({show(low)} to {show(high)})"
+
+
+def caption(network: str, seeds: int, made: Recipe, steps: int, repeats: int) -> str:
+    return (
+        f"{network} on Fashion-MNIST with one wrong label in ten, {made.n_b} of "
+        f"{made.n_candidates}; {steps} steps, compared in the last two thirds. Medians "
+        f"(quartiles) over {seeds} seeds; {repeats} timings each, in turn, on "
+        f"{torch.get_num_threads()} thread(s) of {platform.processor() or platform.machine()} "
+        f"with torch {torch.__version__}."
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--networks", nargs="+", default=list(EXITS), choices=list(EXITS))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--no-compile", action="store_true", help="where there is no C++ compiler")
+    arguments = parser.parse_args()
+    for network in arguments.networks:
+        seeds = []
+        for seed in range(arguments.seeds):
+            options = {"steps": arguments.steps, "repeats": arguments.repeats}
+            seeds.append(compare(network, seed, compiled=not arguments.no_compile, **options))
+            print(f"{network}, seed {seed}: done", flush=True)
+        lines = [
+            table(seeds, DEMO.n_candidates / DEMO.n_b),
+            "",
+            caption(network, arguments.seeds, DEMO, arguments.steps, arguments.repeats),
+        ]
+        replace_block(PAGE, network, "\n".join(lines))

@@ -1,0 +1,122 @@
+"""The study's tables and picture, on results made by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reducible.records import write_json
+from reducible.report.equal_time import (
+    Outcome,
+    outcomes,
+    overview,
+    plot_overview,
+    seeds_of,
+    table,
+    time_to,
+    times_to_uniform,
+)
+
+KNOWN = {
+    "mlp": {
+        "plateau": 1000,
+        "rules": {
+            "uniform": {"cost": 1.0, "fit": 0},
+            "plan": {"cost": 1.0, "fit": 100},
+            "rho": {"cost": 3.0, "fit": 100},
+        },
+    }
+}
+
+
+def _write(results: Path, name: str, steps: int, accuracies: list[float], wrong: float) -> None:
+    runs = [
+        {
+            "seed": seed,
+            "curve": [],
+            "ledger": {},
+            "summary": {
+                "final_accuracy": accuracy,
+                "corrupted_share": wrong,
+                "seconds": {"total": 10.0 * (seed + 1), "evaluate": 1.0},
+            },
+        }
+        for seed, accuracy in enumerate(accuracies)
+    ]
+    (results / name).mkdir(parents=True)
+    held: dict[str, Any] = {
+        "recipe": {"name": name, "steps": steps},
+        "machine": {"finished": "2026-01-01T00:00:00+00:00"},
+        "seeds": runs,
+    }
+    write_json(results / name / "abc.json", held)
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> list[Outcome]:
+    at = "equal-time/mlp/flip-10"
+    _write(tmp_path, f"{at}/any/1x/uniform", 1000, [0.80, 0.82, 0.81], 0.1)
+    _write(tmp_path, f"{at}/any/0.5x/uniform", 500, [0.70, 0.72, 0.71], 0.1)
+    _write(tmp_path, f"{at}/noisy/1x/plan", 900, [0.84, 0.86, 0.85], 0.02)
+    _write(tmp_path, f"{at}/noisy/0.5x/plan", 400, [0.76, 0.78, 0.77], 0.02)
+    _write(tmp_path, f"{at}/noisy/1x/rho", 300, [0.70, 0.70, 0.70], 0.2)
+    _write(tmp_path, f"{at}/clean/1x/plan", 900, [0.0, 0.0, 0.0], 0.0)  # of the other holdout
+    return outcomes(tmp_path, "mlp", "flip-10", "noisy", KNOWN)
+
+
+def test_outcomes_hold_accuracies_and_what_is_charged(found: list[Outcome]) -> None:
+    assert [o.rule for o in found] == ["uniform", "plan", "rho"]
+    plan = found[1]
+    assert plan.accuracy == {"0.5x": {0: 0.76, 1: 0.78, 2: 0.77}, "1x": {0: 0.84, 1: 0.86, 2: 0.85}}
+    assert plan.time == {"0.5x": 0.5, "1x": 1.0}  # steps and the fit, in uniform steps
+    assert plan.shared == {"0.5x": pytest.approx(0.41), "1x": pytest.approx(0.91)}
+    assert found[2].time == {"1x": 1.0}  # 300 steps of 3, and 100
+    assert plan.wrong == 0.02
+    assert plan.seconds["1x"] == {0: 9.0, 1: 19.0, 2: 29.0}
+    assert seeds_of(found) == 3
+
+
+def test_the_time_to_uniforms_end(found: list[Outcome]) -> None:
+    uniform, plan, rho = found
+    # halfway from 0.76 to 0.84, in the logarithm of time
+    assert times_to_uniform(plan, uniform) == pytest.approx([math.sqrt(0.5)] * 3)
+    shared = times_to_uniform(plan, uniform, shared=True)
+    assert shared == pytest.approx([math.sqrt(0.41 * 0.91)] * 3)
+    assert times_to_uniform(rho, uniform) == [math.inf] * 3
+    assert time_to(0.5, [1.0], [0.6]) == 1.0
+
+
+def test_the_table_says_it(found: list[Outcome]) -> None:
+    rows = [
+        [c.strip() for c in line.strip("|").split("|")] for line in table(found).split("\n")[2:]
+    ]
+    uniform, plan, rho = rows
+    assert uniform[:5] == ["uniform", "1", "1", "71.0 %", "81.0 %"]
+    assert plan[:3] == ["plan", "0.71", "0.61"]
+    assert plan[3:5] == ["+6.00 (+6.00 to +6.00)", "+4.00 (+4.00 to +4.00)"]
+    assert plan[5:] == ["1.00", "2.0 %"]
+    assert rho[:4] == ["rho", "never", "never", "–"]
+    assert rho[4].startswith("-11.00 (-1")
+
+
+def test_the_overview_marks_better_and_worse(found: list[Outcome]) -> None:
+    text = overview({"flip-10": found})
+    assert "**+4.0 (+4.0 to +4.0)**, time 0.71" in text
+    assert "*-11.0 (" in text
+    assert "81.0 %" in text
+
+
+def test_a_rule_that_reaches_it_in_its_shortest_run_is_marked(found: list[Outcome]) -> None:
+    uniform, plan, _ = found
+    plan.accuracy["0.5x"] = dict.fromkeys(range(3), 0.9)
+    assert "≤ 0.50" in table([uniform, plan])
+
+
+def test_the_picture_is_drawn(found: list[Outcome], tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    plot_overview({"flip-10": found, "flip-40": found}, path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert path.stat().st_size > 10_000
