@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Subset
 
 import reducible as rd
 from reducible.data import TensorSet
-from reducible.irreducible import GroupAdapters
+from reducible.irreducible import GroupAdapters, _AdaptedLoss
 from reducible.stores import fingerprint
 
 QUIET: dict[str, Any] = {"progress": False}
@@ -439,3 +439,22 @@ def test_many_groups_are_fitted_a_few_at_a_time_and_scored_all() -> None:
     assert float(values.mean()) < 0.6  # better than a coin, log 2
     assert bool((values.std(dim=1) > 0).all())  # adapters differ
     assert torch.equal(values, fit().lookup(train.ids))
+
+
+def test_updates_of_many_groups_have_the_mean_over_all_groups() -> None:
+    """As long as adapters are zero, exactly: Σ_g (1 + γ[g_i = g])·L_i / G."""
+    count, gamma = 50, 9.0
+    groups = torch.arange(HOLDOUT + N) % count
+    loss = _AdaptedLoss(rd.Classification(), 0.1, lambda ids, _: groups[ids], count, gamma)
+    adapters = GroupAdapters(_small(), rd.Classification(), 16, G, count, rank=2)
+    batch = rd.Candidates(HOLD.ids, (HOLD.inputs, HOLD.targets))
+    with torch.random.fork_rng([]), torch.no_grad():
+        torch.manual_seed(0)
+        draws = torch.stack([loss.update_loss(adapters, batch, HOLD.targets) for _ in range(600)])
+        logits = adapters.network(HOLD.inputs)
+    exact = F.cross_entropy(logits, HOLD.targets, reduction="none", label_smoothing=0.1)
+    exact = exact * (1.0 + gamma / count)
+    plain = (draws - exact).abs().amax(1) < 1e-5
+    assert 0.4 < float(plain.double().mean()) < 0.6  # updates of the network alone
+    error = draws.std(0) / len(draws) ** 0.5
+    assert bool(((draws.mean(0) - exact).abs() <= 4.5 * error + 1e-6).all())

@@ -245,8 +245,9 @@ _GROUPS_AT_ONCE = 10  # that an update and a check of a checkpoint look at, wher
 class _AdaptedLoss:
     """Mean over groups of the weighted losses of a network with adapters.
 
-    Where there are many groups, an update takes a random few of them, which leaves its mean
-    unbiased, and checkpoints are told apart by a fixed few; the kept one is scored for all.
+    Where there are many groups, every other update, by chance, is of the network alone, and the
+    rest take a random few groups, which leaves their mean unbiased; checkpoints are told apart by a
+    fixed few, and the kept one is scored for all.
     """
 
     task: Task
@@ -277,14 +278,27 @@ class _AdaptedLoss:
         return torch.arange(_GROUPS_AT_ONCE) * self.groups // _GROUPS_AT_ONCE
 
     def update_loss(self, model: nn.Module, candidates: Candidates, targets: Tensor) -> Tensor:
+        """[B]: the mean over groups, of all, of a random few, or of none."""
         groups = None
         if self.groups > _GROUPS_AT_ONCE:
-            groups = torch.randperm(self.groups, device=targets.device)[:_GROUPS_AT_ONCE]
+            if bool(torch.rand(()) < 0.5):
+                return self._without_adapters(model, candidates.batch, targets)
+            groups = torch.randperm(self.groups, device=targets.device)[: 2 * _GROUPS_AT_ONCE]
         loss, logits = self._losses(model, candidates.batch, targets, groups)
-        if self.smoothing:
-            spread = -logits.log_softmax(1).mean(1)  # [B, M]
-            loss = (1.0 - self.smoothing) * loss + self.smoothing * spread
+        loss = self._smoothed(loss, logits)
         return (loss * self._weight(candidates.ids, targets, groups)).mean(dim=1)
+
+    def _without_adapters(self, model: nn.Module, batch: Any, targets: Tensor) -> Tensor:
+        """[B]: where all groups are the network itself, with the mean of an example's weights."""
+        logits = self.task.forward(model.get_submodule("network"), batch).logits  # [B, C]
+        loss = self._smoothed(self.task.loss(logits, targets), logits)
+        return (1.0 + self.gamma / self.groups) * loss
+
+    def _smoothed(self, loss: Tensor, logits: Tensor) -> Tensor:
+        """(1 − s)·L + s·mean_c(−log p_c): [B, …] of [B, C, …]."""
+        if not self.smoothing:
+            return loss
+        return (1.0 - self.smoothing) * loss - self.smoothing * logits.log_softmax(1).mean(1)
 
     def score(
         self, model: nn.Module, candidates: Candidates, targets: Tensor
