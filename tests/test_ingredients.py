@@ -218,6 +218,7 @@ def test_a_plan_that_cannot_fill_batches_is_told(
     ],
     ids=lambda s: s["selector"],
 )
+@pytest.mark.filterwarnings("ignore:the plan keeps")  # a model of one epoch knows little
 def test_a_run_resumes_with_its_ingredients(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

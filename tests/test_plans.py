@@ -374,3 +374,13 @@ def test_a_plan_orders_the_candidates_as_it_draws_them() -> None:
         drawn.update(ids.tolist())
     for i, w in enumerate(plan.weight.tolist()):
         assert math.floor(w) <= drawn[i] <= math.ceil(w)
+
+
+def test_a_plan_that_keeps_little_says_so() -> None:
+    labels = torch.zeros(10, dtype=torch.int64)
+    p = torch.tensor([0.9] * 3 + [0.1] * 7)
+    store = rd.IrreducibleLossStore.from_tensor(-p.log())
+    floor = torch.tensor([0.1])
+    with pytest.warns(UserWarning, match="keeps 3 of 10 examples"):
+        plan = rd.Plan.from_irreducible_loss(store, torch.arange(10), labels, noise_floor=floor)
+    assert plan.ids.tolist() == [0, 1, 2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final
@@ -20,6 +21,7 @@ from reducible.stores import IrreducibleLossStore, ids_of, require_ids
 from reducible.types import ConfigurationError, DataError, StoreError, name_ids, require_between
 
 _FORMAT = "reducible.plan.1"
+_FEW = 0.4  # a plan that keeps a smaller share says so
 
 
 def noise_floor_filter(
@@ -94,6 +96,8 @@ class Plan:
             exponent: of the sampling weights, ≥ 0; 0 weighs all alike. Validation data decides.
             offset: of the sampling weights, > 0.
 
+        Warns where little is kept, as it is where the model knows little of the labels.
+
         Raises:
             ConfigurationError: a setting that cannot work, or no noise floor to be had.
             DataError: ids that are not int64, negative or twice, labels of another length, or
@@ -124,6 +128,13 @@ class Plan:
             raise ConfigurationError(
                 f"multiple={multiple} of the noise floor drops all {ids.numel()} examples: the "
                 "irreducible-loss model knows nothing of these labels. Fit it longer, or lower it."
+            )
+        if int(keep.sum()) < _FEW * ids.numel():
+            warnings.warn(
+                f"the plan keeps {int(keep.sum())} of {ids.numel()} examples. Where fewer labels "
+                "than that are wrong, the irreducible-loss model knows too little: fit it longer, "
+                "or lower multiple.",
+                stacklevel=2,
             )
         weight = residual_weights(probability[keep], exponent=exponent, offset=offset)
         dropped = ids[~keep][probability[~keep].argsort(stable=True)]
