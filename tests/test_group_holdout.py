@@ -297,6 +297,14 @@ def test_settings_of_the_loop() -> None:
         make(store=flat, group_holdout=loader)
     with pytest.raises(rd.ConfigurationError, match="refresh must be a whole number"):
         make(group_holdout=loader, refresh=0)
+    with pytest.raises(rd.ConfigurationError, match="decay must be a number in"):
+        make(group_holdout=loader, refresh=1, refresh_decay=1.0)
+    slow, quick = (make(group_holdout=loader, refresh=1, refresh_decay=a) for a in (0.99, 0.0))
+    for batches in (slow, quick):
+        _ = [batch.ids for batch in batches]
+    held = [b.state_dict()["measuring"]["holdout"] for b in (slow, quick)]
+    assert float(torch.as_tensor(held[0]["mass"]).max()) < 0.1  # three batches at a = 0.99
+    assert float(torch.as_tensor(held[1]["mass"]).max()) == 1.0
     by_id = make(groups=torch.zeros(30).long(), group_holdout=[_four_wide()])
     with pytest.raises(rd.DataError, match="groups go by id, so the group holdout must yield"):
         next(iter(by_id))

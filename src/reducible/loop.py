@@ -72,6 +72,8 @@ class SelectingLoader:
         groups: [max id + 1] int64, the group of each id; the class is the group where None.
         group_holdout: loader of holdout examples, for rules that read the group holdout loss.
         refresh: of the group holdout loss: ``"epoch"``, or every so many steps by one batch.
+        refresh_decay: a of the average over such batches, in [0, 1); REDUCR's A.9.4 takes 0.9
+            and 0.99.
         scorer: a smaller model that scores in the model's stead: frozen, or ``CoTrained`` with an
             optimizer of its own, stepped on every chosen batch.
         irreducible_model: for ``rho_updating``: fitted on the holdout, on the model's device.
@@ -106,6 +108,7 @@ class SelectingLoader:
         groups: Tensor | None = None,
         group_holdout: Any = None,
         refresh: Literal["epoch"] | int = "epoch",
+        refresh_decay: float = 0.9,
         scorer: CoTrained | nn.Module | None = None,
         irreducible_model: nn.Module | None = None,
         optimizer: torch.optim.Optimizer | None = None,
@@ -140,7 +143,7 @@ class SelectingLoader:
             irreducible=_live(selector, irreducible_model, optimizer),
             scorer=scorer,
             memory=self._memory(),
-            holdout=_holdout(group_holdout, store, groups, refresh),
+            holdout=_holdout(group_holdout, store, groups, refresh, refresh_decay),
             groups=groups,
             total_steps=total_steps,
         )
@@ -455,6 +458,7 @@ def _holdout(
     store: IrreducibleLossStore | None,
     groups: Tensor | None,
     refresh: Literal["epoch"] | int,
+    decay: float,
 ) -> GroupHoldoutLoss | None:
     if loader is None:
         return None
@@ -471,4 +475,6 @@ def _holdout(
             raise DataError("groups go by id, so the group holdout must yield Candidates.")
         return groups[ids.cpu()]
 
-    return GroupHoldoutLoss(loader, store.groups, groups_of=groups_of, refresh=refresh)
+    return GroupHoldoutLoss(
+        loader, store.groups, groups_of=groups_of, refresh=refresh, decay=decay
+    )
