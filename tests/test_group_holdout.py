@@ -281,6 +281,18 @@ def test_a_group_that_the_store_does_not_have() -> None:
         GroupHoldoutLoss([_batch([0, 2])], 2).value(Scaled(), TASK, epoch=0, step=0)
 
 
+@pytest.mark.parametrize("refresh", ["epoch", 1])
+def test_a_loss_that_is_not_finite_is_refused_before_it_is_kept(refresh: Any) -> None:
+    targets = torch.tensor([0, 1, 2])
+    x = torch.eye(3, G)
+    x[1, 0] = float("nan")
+    holdout = GroupHoldoutLoss([(x, targets)], G, refresh=refresh)
+    before = holdout.state_dict()
+    with pytest.raises(rd.SelectionError, match=r"not finite in groups \[1\]"):
+        holdout.value(nn.Flatten(), TASK, epoch=0, step=0)
+    assert torch.equal(holdout.state_dict()["sum"], before["sum"])
+
+
 def test_settings_of_the_loop() -> None:
     reducr = rd.selector("reducr")
     loader = _rows().loader(10)

@@ -109,7 +109,14 @@ class GroupHoldoutLoss:
         """Sum of losses and number of examples per group: [G], [G] float64 on the CPU."""
         ids, content = batch if isinstance(batch, Candidates) else (None, batch)
         here = to_device(content, device)
-        return group_losses(model, here, ids, task, self._sum.numel(), self._groups_of)
+        total, count = group_losses(model, here, ids, task, self._sum.numel(), self._groups_of)
+        if not bool(total.isfinite().all()):
+            bad = (~total.isfinite()).nonzero().flatten().tolist()
+            raise SelectionError(
+                f"the holdout's loss is not finite in groups {bad}: the model has diverged, or "
+                "the holdout's inputs hold NaN. A group weight made of it would stay so for good."
+            )
+        return total, count
 
     def state_dict(self) -> dict[str, Any]:
         """Sums, their weights, and when they were last refreshed."""
