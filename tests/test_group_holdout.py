@@ -309,6 +309,8 @@ def test_settings_of_the_loop() -> None:
         make(store=flat, group_holdout=loader)
     with pytest.raises(rd.ConfigurationError, match="refresh must be a whole number"):
         make(group_holdout=loader, refresh=0)
+    with pytest.raises(rd.ConfigurationError, match=r"groups has 5 entries, but there is an id"):
+        make(group_holdout=loader, groups=torch.zeros(5).long())
     with pytest.raises(rd.ConfigurationError, match="decay must be a number in"):
         make(group_holdout=loader, refresh=1, refresh_decay=1.0)
     slow, quick = (make(group_holdout=loader, refresh=1, refresh_decay=a) for a in (0.99, 0.0))

@@ -133,7 +133,7 @@ class SelectingLoader:
         self._total_steps = total_steps
         self.ledger = ledger or Ledger()
         self._check_settings(scorer)
-        self._check_data(store)
+        self._check_data(store, groups)
         self._measuring = Measuring(
             model,
             self._task,
@@ -197,17 +197,24 @@ class SelectingLoader:
             raise ConfigurationError(f"loader is a {type(self._loader).__name__}, not iterable.")
         check_keep(self._keep)
 
-    def _check_data(self, store: IrreducibleLossStore | None) -> None:
+    def _check_data(self, store: IrreducibleLossStore | None, groups: Tensor | None) -> None:
         dataset = getattr(self._loader, "dataset", None)
         if dataset is None or not hasattr(dataset, "__len__"):
             return
         if len(dataset) == 0:
             raise DataError("the loader's data set is empty.")
+        if groups is None and (store is None or not store.fingerprint):
+            return
+        try:
+            here = ids_of(dataset)
+        except DataError:
+            return  # ids come from inside the batches: known only as they are loaded
+        if groups is not None and int(here.max()) >= groups.numel():
+            raise ConfigurationError(
+                f"groups has {groups.numel()} entries, but there is an id {int(here.max())}: it "
+                "must hold the group of every id, by id."
+            )
         if store is not None and store.fingerprint:
-            try:
-                here = ids_of(dataset)
-            except DataError:
-                return  # ids come from inside the batches: known only as they are loaded
             store.check_data(here, labels_of(dataset))
 
     def _memory(self) -> LossMemory | None:
@@ -475,6 +482,4 @@ def _holdout(
             raise DataError("groups go by id, so the group holdout must yield Candidates.")
         return groups[ids.cpu()]
 
-    return GroupHoldoutLoss(
-        loader, store.groups, groups_of=groups_of, refresh=refresh, decay=decay
-    )
+    return GroupHoldoutLoss(loader, store.groups, groups_of=groups_of, refresh=refresh, decay=decay)
