@@ -64,7 +64,8 @@ def found(tmp_path: Path) -> list[Outcome]:
     _write(tmp_path, f"{at}/noisy/0.5x/plan", 400, [0.76, 0.78, 0.77], 0.02)
     _write(tmp_path, f"{at}/noisy/1x/rho", 300, [0.70, 0.70, 0.70], 0.2)
     _write(tmp_path, f"{at}/clean/1x/plan", 900, [0.0, 0.0, 0.0], 0.0)  # of the other holdout
-    return outcomes(tmp_path, "mlp", "flip-10", "noisy", KNOWN)
+    assert outcomes(tmp_path, "mlp", "flip-10", "noisy", KNOWN) == []  # three seeds are too few
+    return outcomes(tmp_path, "mlp", "flip-10", "noisy", KNOWN, seeds=3)
 
 
 def test_outcomes_hold_accuracies_and_what_is_charged(found: list[Outcome]) -> None:

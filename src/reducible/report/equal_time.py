@@ -43,7 +43,13 @@ class Outcome:
 
 
 def outcomes(
-    results: Path, network: str, data: str, holdout: str, known: Mapping[str, Any]
+    results: Path,
+    network: str,
+    data: str,
+    holdout: str,
+    known: Mapping[str, Any],
+    *,
+    seeds: int = 5,
 ) -> list[Outcome]:
     """What was found for one network and one kind of data; rules in the order of ``known``.
 
@@ -53,6 +59,7 @@ def outcomes(
         data: kind of data.
         holdout: "noisy" or "clean"; rules that read none are listed with both.
         known: what was measured beforehand: per network the plateau, and cost and fit per rule.
+        seeds: what was run with fewer is left out.
     """
     about = known[network]
     found: list[Outcome] = []
@@ -61,8 +68,11 @@ def outcomes(
         for budget in BUDGETS:
             for kind in ("any", holdout):
                 name = f"equal-time/{network}/{data}/{kind}/{budget}/{rule}"
-                if (results / name).is_dir():
-                    _add(outcome, budget, newest_results(results, name), cost, about["plateau"])
+                if not (results / name).is_dir():
+                    continue
+                result = newest_results(results, name)
+                if len(result["seeds"]) >= seeds:
+                    _add(outcome, budget, result, cost, about["plateau"])
         if outcome.accuracy:
             found.append(outcome)
     return found
