@@ -12,11 +12,12 @@ from typing import Any, final
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from reducible.report.curves import COLOURS, DPI, FAINT, INK, MUTED, WIDTH
+from reducible.report.curves import COLOURS, DPI, INK, MUTED, WIDTH
 from reducible.report.statistics import paired_bootstrap
 from reducible.report.studies import newest_results
 
 BUDGETS: Mapping[str, float] = {"0.5x": 0.5, "1x": 1.0, "2x": 2.0}
+PANEL = "#f2f3f6"
 SHARED = 10  # runs that one set of irreducible losses serves, in the second reckoning
 
 
@@ -250,7 +251,7 @@ def plot_overview(by_data: Mapping[str, Sequence[Outcome]], path: Path) -> None:
     rules = [r for r in SHOWN if any(o.rule == r for found in by_data.values() for o in found)]
     figure = Figure(figsize=(WIDTH, 0.9 + 0.5 * len(rules)), dpi=DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(by_data), sharey=True, squeeze=False)[0]
+    axes = figure.subplots(1, len(by_data), sharex=True, sharey=True, squeeze=False)[0]
     for ax, (data, found) in zip(axes, by_data.items(), strict=True):
         uniform = next(o for o in found if o.rule == "uniform")
         ax.axvline(0.0, color=MUTED, linewidth=1.0)
@@ -262,11 +263,12 @@ def plot_overview(by_data: Mapping[str, Sequence[Outcome]], path: Path) -> None:
             colour = COLOURS[2] if low > 0 else COLOURS[1] if high < 0 else MUTED
             ax.plot([low, high], [row, row], color=colour, linewidth=2.5, solid_capstyle="butt")
             ax.plot([mean], [row], "o", color=colour, markersize=7)
-        ax.set_title(data, fontsize=12, color=INK, loc="left")
+        ax.set_title(data, fontsize=12, color=INK)
+        ax.set_facecolor(PANEL)
         ax.set_yticks(range(len(rules)), [SHOWN[rule] for rule in rules])
         ax.set_ylim(len(rules) - 0.5, -0.5)
         ax.tick_params(labelsize=10, colors=INK, length=0)
-        ax.grid(axis="x", color=FAINT)
+        ax.grid(axis="x", color="white")
         ax.set_axisbelow(True)
         for side in ax.spines.values():
             side.set_visible(False)
