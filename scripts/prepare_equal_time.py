@@ -88,7 +88,7 @@ def costs(network: str, *, turns: int = 24, steps: int = 10) -> dict[str, dict[s
     """Cost of a step and of what comes before, in uniform steps.
 
     All rules train side by side and take turns of a few steps, in an order that alternates, so that
-    a drift of the machine falls on all alike. Medians over the turns of the ratio to uniform.
+    a drift of the machine falls on all alike. The ratio of the medians over the turns.
     """
     torch.set_num_threads(1)
     recipes = {rule: setting(network, "flip-10", holdouts(rule)[0], rule) for rule in RULES}

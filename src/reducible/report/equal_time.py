@@ -195,7 +195,7 @@ SHOWN: Mapping[str, str] = {
     "rho": "RHO-LOSS, 32 of 320",
     "plan-filter": "plan: filter",
     "plan": "plan: filter and weights",
-    "plan-online": "plan, then train loss, 48 of 192 in turn",
+    "plan-online": "plan, then train loss, 128 of 192",
 }
 """Rules of the overview, by the names it gives them."""
 
