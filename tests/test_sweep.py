@@ -230,3 +230,22 @@ def test_the_estimate_runs_each_recipe_once_and_leaves_nothing(
     assert not any(path.exists() for path in started)
     assert costs[0] == costs[2] > 0
     assert torch.get_num_threads() == threads
+
+
+def test_the_estimate_is_taken_from_finished_runs_that_cost_alike(
+    swept: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, _, _ = swept
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("a trial was made")
+
+    monkeypatch.setattr(reducible.sweep, "_trial", refuse)
+    longer = replace(TINY, name="tiny/longer", steps=24, learning_rate=0.5, label_noise=0.4)
+    known = [(TINY, 3), (longer, 0)]
+    (seconds,) = reducible.sweep._costs([(longer, 0)], known, work=work)
+    took = read_json(work / "tiny/uniform/3/summary.json")["seconds"]
+    assert seconds == pytest.approx(24 / 12 * took["total"])
+    other = replace(TINY, name="tiny/other", n_candidates=40)
+    with pytest.raises(AssertionError, match="a trial was made"):
+        reducible.sweep._costs([(other, 0)], [*known, (other, 0)], work=work)
