@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 import reducible as rd
 from reducible.data import TensorSet
-from reducible.gate import Gate, Trial, cosine, error_of, last_layer_gradient, random_progress
+from reducible.gate import (
+    Gate,
+    Trial,
+    cosine,
+    error_of,
+    last_layer_gradient,
+    progress_direction,
+    random_progress,
+)
 
 
 def _trials(gate: Gate, gains: list[float], *, first: int = 0, candidates: int = 64) -> None:
@@ -36,6 +44,23 @@ def test_the_gradient_of_the_last_layer_is_autograds() -> None:
     assert layer.bias.grad is not None
     evidence = rd.Evidence(ids=torch.arange(7), logits=logits.detach(), targets=targets)
     mine = last_layer_gradient(error_of(evidence), features, weight)
+    torch.testing.assert_close(mine[:, :5], layer.weight.grad)
+    torch.testing.assert_close(mine[:, 5], layer.bias.grad)
+
+
+def test_progress_is_the_gradient_of_the_mean_probability_of_the_labels() -> None:
+    g = torch.Generator().manual_seed(1)
+    features, targets = torch.randn(7, 5, generator=g), torch.randint(3, (7,), generator=g)
+    layer = nn.Linear(5, 3)
+    logits = 3.0 * layer(features)
+    wrong = 1.0 - logits.softmax(1)[torch.arange(7), targets]
+    wrong.mean().backward()
+    assert layer.weight.grad is not None
+    assert layer.bias.grad is not None
+    seen = rd.Evidence(
+        ids=torch.arange(7), logits=logits.detach(), targets=targets, features=features
+    )
+    mine = 3.0 * progress_direction(seen)
     torch.testing.assert_close(mine[:, :5], layer.weight.grad)
     torch.testing.assert_close(mine[:, 5], layer.bias.grad)
 

@@ -27,7 +27,7 @@ class Trial:
     Attributes:
         step: when.
         candidates: rows that were scored to choose from.
-        chosen: cosine of the chosen rows' gradient with the held-out one.
+        chosen: cosine of the chosen rows' gradient with the direction of held-out progress.
         random: the same of random rows, the mean of several draws.
         cost: of an update with selection, in plain updates.
     """
@@ -66,6 +66,20 @@ def error_of(evidence: Evidence) -> Tensor:
     return error
 
 
+def progress_direction(evidence: Evidence) -> Tensor:
+    """[C, D + 1]: descending it in the last layer raises the mean probability of the labels.
+
+    That is the gradient of mean_i(1 − p_i[y_i]), a smooth error rate: p_i[y_i] times that of the
+    loss, example by example. The loss itself is a poor witness where labels are wrong: late in
+    training it falls most by unlearning confidence, which chosen examples of high loss do best, and
+    which makes nobody more accurate.
+    """
+    error = error_of(evidence)  # [B, C]
+    rows = torch.arange(error.shape[0], device=error.device)
+    p = error[rows, evidence.require("targets")] + 1.0  # [B] of the label
+    return last_layer_gradient(error, evidence.require("features"), p)
+
+
 def cosine(a: Tensor, b: Tensor) -> float:
     """Of two gradients of one shape; 0 where one of them is zero."""
     norms = float(a.norm() * b.norm())
@@ -89,8 +103,9 @@ class Gate:
 
     While it watches, training is plain: only the rows trained on are loaded, and now and then, as
     far as a small share of the time allows, a trial compares the rows that the selector would
-    choose with random ones. Progress is the cosine of their gradient in the last layer with that of
-    held-out examples: what an update of given length gains there, to first order. Selection begins
+    choose with random ones. Progress is the cosine of their gradient in the last layer with the
+    direction in which held-out labels become more probable: what an update of given length gains
+    there, to first order. Selection begins
     where, over several trials, chosen rows make more progress than plain updates would in the
     same time, by ``certainty`` standard errors; it ends where they no longer do, and then for good.
     So a run switches twice at most.

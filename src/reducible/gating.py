@@ -9,7 +9,15 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from reducible.gate import Gate, Trial, cosine, error_of, last_layer_gradient, random_progress
+from reducible.gate import (
+    Gate,
+    Trial,
+    cosine,
+    error_of,
+    last_layer_gradient,
+    progress_direction,
+    random_progress,
+)
 from reducible.ledger import Ledger
 from reducible.measure import Scoring, measure
 from reducible.measuring import Measuring
@@ -160,7 +168,7 @@ class Gating:
             here = measure(self._model, candidates, _SEEN, _EVAL, task=self._task)
             held = measure(self._model, self._held(), _SEEN, _EVAL, task=self._task)
             error, features = error_of(here), here.require("features")
-            target = last_layer_gradient(error_of(held), held.require("features"))
+            target = progress_direction(held)
             generator = self._draws(candidates.ids, step)
             by_chance = random_progress(error, features, target, k, generator=generator)
         trials: list[Trial] = []
