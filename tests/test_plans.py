@@ -111,6 +111,57 @@ def test_the_report_says_what_was_decided() -> None:
     assert [r["median_probability"] for r in report["by_class"]] == pytest.approx([0.25, 0.03])
 
 
+def test_the_loss_with_a_noise_floor_by_hand() -> None:
+    """−log(0.7·p + m_y) with floors 0.1 and 0.2: a right label at p = 0.5, a wrong one at 0."""
+    loss = torch.tensor([-math.log(0.5), 200.0, 0.0], dtype=torch.float64)
+    floor = torch.tensor([0.1, 0.2], dtype=torch.float64)
+    mine = rd.noise_floor_loss(loss, torch.tensor([0, 1, 1]), floor)
+    expected = [-math.log(0.45), -math.log(0.2), -math.log(0.9)]
+    assert mine.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_its_gradient_is_the_plain_one_times_the_probability_that_the_label_is_right() -> None:
+    g = _generator(3)
+    floor = torch.tensor([0.1, 0.05, 0.0], dtype=torch.float64)
+    logits = 3.0 * torch.randn(8, 3, generator=g, dtype=torch.float64)
+    targets = torch.randint(3, (8,), generator=g)
+    gradients: list[Tensor] = []
+    for floored in (False, True):
+        z = logits.clone().requires_grad_()
+        loss = torch.nn.functional.cross_entropy(z, targets, reduction="none")
+        (rd.noise_floor_loss(loss, targets, floor) if floored else loss).sum().backward()
+        assert z.grad is not None
+        gradients.append(z.grad)
+    p = logits.softmax(1)[torch.arange(8), targets]
+    right = 0.85 * p / (0.85 * p + floor[targets])  # Bayes
+    torch.testing.assert_close(gradients[1], right.unsqueeze(1) * gradients[0])
+
+
+def test_without_noise_it_is_the_plain_loss() -> None:
+    loss = torch.tensor([0.1, 7.0, 80.0])
+    mine = rd.noise_floor_loss(loss, torch.tensor([0, 1, 0]), torch.zeros(2))
+    torch.testing.assert_close(mine, loss)
+
+
+def test_floors_that_leave_nothing_are_refused() -> None:
+    assert _plan().noise_floor.tolist() == pytest.approx([0.1, 0.01])
+    lost = _plan(noise_floor=torch.tensor([0.5, 0.5]), multiple=0.0)
+    with pytest.raises(rd.DataError, match="add up to 1: the irreducible-loss model"):
+        _ = lost.noise_floor
+
+
+def test_a_plan_that_takes_in_the_holdout() -> None:
+    plan = _plan(exponent=1.0)
+    both = plan.including(torch.tensor([9, 7]))
+    assert both.ids.tolist() == [0, 1, 3, 4, 7, 9]
+    torch.testing.assert_close(both.weight, torch.cat([plan.weight, torch.ones(2).double()]))
+    assert torch.equal(both.dropped, plan.dropped)
+    assert both.report["included"] == 2
+    for judged in (3, 5):  # one kept, one dropped
+        with pytest.raises(rd.DataError, match=rf"judged ids {judged} already"):
+            plan.including(torch.tensor([8, judged]))
+
+
 def test_a_class_without_examples() -> None:
     labels = torch.tensor([0, 0, 0, 2, 2, 2])
     report = _plan(labels=labels, noise_floor=torch.tensor([0.1, 0.5, 0.01])).report

@@ -18,7 +18,7 @@ from reducible.irreducible import (
 from reducible.ledger import Ledger
 from reducible.loop import SelectingLoader, weighted_mean
 from reducible.measure import Scoring, measure
-from reducible.plans import Plan
+from reducible.plans import Plan, noise_floor_loss
 from reducible.scorers import CoTrained, early_exit
 from reducible.selectors import SELECTORS, Chain, Scheduled, Scored, Selector, selector
 from reducible.stores import IrreducibleLossStore, WithIds
@@ -72,6 +72,7 @@ __all__ = [
     "fit_irreducible_loss",
     "fit_proxy",
     "measure",
+    "noise_floor_loss",
     "scores",
     "selector",
     "weighted_mean",

@@ -56,6 +56,28 @@ def residual_weights(probability: Tensor, *, exponent: float, offset: float = 0.
     return weight / weight.mean()
 
 
+def noise_floor_loss(loss: Tensor, targets: Tensor, floor: Tensor) -> Tensor:
+    """−log((1 − Σ_c m_c)·exp(−L_i) + m_{y_i}): cross-entropy that allows for wrong labels; [K].
+
+    Forward correction (Patrini et al. 2017, Theorem 2) for labels that are drawn from the noise
+    floor, whatever the input, in Σ_c m_c of the cases. Its gradient is that of L_i times the
+    probability that the label is right, so a label of which the model is sure that it is wrong
+    teaches nothing, and no loss exceeds −log m_{y_i}. Where the floor is near 0, as on clean
+    data, it is L_i.
+
+    Args:
+        loss: [K] cross-entropy of each example, of the model being trained.
+        targets: [K] int64.
+        floor: [C] m_c with a sum below 1, from ``Plan.noise_floor``; on the device of the loss.
+
+    >>> floor = torch.tensor([0.1, 0.1])
+    >>> noise_floor_loss(torch.tensor([0.0, 9.0, 99.0]), torch.tensor([0, 1, 1]), floor)
+    tensor([0.1054, 2.3016, 2.3026])
+    """
+    right = torch.log1p(-floor.sum()) - loss  # [K] log-probability of a right label, and this one
+    return -torch.logaddexp(right, floor.log()[targets].to(loss.dtype))
+
+
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
@@ -154,6 +176,47 @@ class Plan:
                 "store": {k: store.header.get(k) for k in ("method", "model", "seconds")},
             },
         )
+
+    @property
+    def noise_floor(self) -> Tensor:
+        """[C] float32 m_k, for ``noise_floor_loss``.
+
+        Raises:
+            DataError: they add up to 1 or more, so the model that they come from knows nothing.
+        """
+        floor = torch.tensor(self.report["noise_floor"], dtype=torch.float32)
+        if not float(floor.sum()) < 1.0:
+            raise DataError(
+                f"the noise floors add up to {float(floor.sum()):.3g}: the irreducible-loss model "
+                "gives every class as much as it would by chance. Fit it longer, or train with the "
+                "plain loss."
+            )
+        return floor
+
+    def including(self, ids: Tensor) -> Plan:
+        """The plan with other examples too, each as often as the mean one.
+
+        For those that no irreducible loss speaks of: the holdout's own, where it may be trained on.
+
+        Args:
+            ids: [M] int64, none of which the plan keeps or drops.
+
+        Raises:
+            DataError: ids that are not int64, negative or twice, or that the plan has judged.
+        """
+        require_ids(ids)
+        judged = torch.cat([self.ids, self.dropped])
+        both = torch.isin(ids.cpu(), judged)
+        if bool(both.any()):
+            raise DataError(
+                f"the plan has judged ids {name_ids(ids.cpu()[both])} already. Examples from "
+                "another data set? Give them ids of their own."
+            )
+        joined = torch.cat([self.ids, ids.cpu()])
+        weight = torch.cat([self.weight, self.weight.new_ones(ids.numel())])
+        order = joined.argsort()
+        report = {**self.report, "included": ids.numel()}
+        return Plan(ids=joined[order], weight=weight[order], dropped=self.dropped, report=report)
 
     def sampler(
         self, dataset: Any, *, generator: torch.Generator, batch_size: int | None = None
