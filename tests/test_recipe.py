@@ -134,9 +134,7 @@ def test_scoring_and_rule_are_those_of_the_settings() -> None:
     ],
     ids=str,
 )
-def test_a_schedule_is_of_the_recipes_steps(
-    settings: dict[str, float], shares: list[float]
-) -> None:
+def test_a_schedule_is_of_the_recipes_steps(settings: dict[str, Any], shares: list[float]) -> None:
     rule = _recipe(steps=8, **settings).rule
     assert isinstance(rule, rd.Scheduled)
     assert [rule.share(step) for step in range(8)] == pytest.approx(shares)

@@ -6,6 +6,7 @@ import inspect
 import math
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from itertools import permutations
 
 import numpy as np
@@ -103,10 +104,10 @@ def literal_weights(
 def test_corrected_draws_are_the_same_rows_with_the_literal_weights(
     seed: int, k: int, temperature: float
 ) -> None:
-    options = {"temperature": temperature}
-    chosen = soft_top_k(SCORES, k, generator=_generator(seed), correct=True, **options)
+    draw = partial(soft_top_k, SCORES, k, temperature=temperature)
+    chosen = draw(generator=_generator(seed), correct=True)
     rows, weights = literal_weights(SCORES.tolist(), k, temperature, seed)
-    plain = soft_top_k(SCORES, k, generator=_generator(seed), **options)
+    plain = draw(generator=_generator(seed))
     assert plain.index.tolist() == rows
     assert sorted(chosen.index.tolist()) == sorted(rows)
     expected = [weights[i] for i in chosen.index.tolist()]
