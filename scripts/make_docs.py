@@ -4,7 +4,9 @@ from pathlib import Path
 
 from reducible.pages import write_pages
 from reducible.recipes.equal_time import DATA, NETWORKS, measured
+from reducible.recipes.online import ONLINE, VARIANTS
 from reducible.report.equal_time import Outcome, outcomes, overview, plot_overview, seeds_of, table
+from reducible.report.online import Study, block, titles_list
 from reducible.report.studies import demo_table, replace_block
 
 ROOT = Path(__file__).parent.parent
@@ -46,8 +48,20 @@ def _complete(rows: list[Outcome]) -> bool:
     return any(o.rule == "uniform" and "1x" in o.accuracy for o in rows)
 
 
+def online() -> None:
+    """What the variants of choosing by loss are, and what was found."""
+    page = ROOT / "docs" / "online.md"
+    steps = {recipe.name.split("/")[-1]: recipe.steps for recipe in ONLINE}
+    titles = {name: variant.title for name, variant in VARIANTS.items()}
+    replace_block(page, "online-variants", titles_list(titles, steps))
+    noisy = [data for data, suffers in DATA.items() if suffers["label_noise"] > 0]
+    study = Study.read(ROOT / "results", list(VARIANTS), list(DATA))
+    replace_block(page, "online", block(study, noisy=noisy))
+
+
 if __name__ == "__main__":
     equal_time()
+    online()
     write_pages(ROOT / "docs" / "methods")
     table = demo_table(ROOT / "results", DEMO, baseline="demo/uniform")
     replace_block(ROOT / "README.md", "demo", table)

@@ -215,6 +215,14 @@ def test_a_plan_that_cannot_fill_batches_is_told(
         {"selector": "rho", "scorer": "mlp-64", "updates_per_scoring": 2},
         {"selector": "rho_updating"},
         {"selector": "svp", "steps": 12},
+        {
+            "selector": "train_loss",
+            "updates_per_scoring": 2,
+            "plan": "filter",
+            **LEARNT,
+            "select_until": 2 / 3,
+            "random_share": 0.25,
+        },
     ],
     ids=lambda s: s["selector"],
 )
@@ -320,6 +328,28 @@ def test_a_run_with_a_scorer_scores_with_it(tmp_path: Path) -> None:
     forward = 2 * (784 * 64 + 64 * 64 + 64 * 10)
     assert summary["ledger"]["flops_score"] == STEPS * 40 * forward
     assert summary["examples_scored"] == STEPS * 40
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_a_schedule_scores_only_where_its_rule_chooses(updates: int, tmp_path: Path) -> None:
+    whole = _run(_recipe(updates_per_scoring=updates), tmp_path / "whole")
+    half = _recipe(updates_per_scoring=updates, select_until=2 / 3)
+    summary = _run(half, tmp_path / "half")
+    assert whole["examples_scored"] == STEPS // updates * 40
+    assert summary["examples_scored"] == 4 // updates * 40
+    mine, alone = _picked(tmp_path / "half"), _picked(tmp_path / "whole")
+    assert mine[:4] == alone[:4]
+    assert mine[4:] != alone[4:]
+    assert [len(set(ids)) for ids in mine] == [N_B] * STEPS
+
+
+def test_a_random_share_is_beside_the_rules_best_rows(tmp_path: Path) -> None:
+    _run(_recipe(), tmp_path / "whole")
+    _run(_recipe(random_share=0.25), tmp_path / "mixed")
+    (first, *_), (mixed, *_) = _picked(tmp_path / "whole"), _picked(tmp_path / "mixed")
+    assert mixed[:6] == first[:6]
+    assert len(set(mixed)) == N_B
+    assert set(mixed) != set(first)
 
 
 def test_updates_per_scoring_reach_the_loop(tmp_path: Path) -> None:

@@ -296,6 +296,65 @@ def test_uniform_chooses_the_same_where_it_cannot_read_ahead() -> None:
     assert _ids(_batches("uniform", _loader("opaque")), epochs=2) == ahead
 
 
+# -- a rule that rests ----------------------------------------------------------------------------
+
+RESTS = pytest.mark.parametrize(
+    ("schedule", "asked"),
+    [
+        ({"end": 2}, [0, 1]),
+        ({"start": 4}, [4, 5]),
+        ({"every": 3, "mix": 0.5}, [0, 3]),
+        ({"end": 4, "anneal": 4}, [0, 1, 2, 3]),  # of five rows 5, 3.75, 2.5 and 1.25
+    ],
+    ids=str,
+)
+
+
+def _scheduled(kind: str = "own", **options: Any) -> tuple[Examples, Any]:
+    data = Examples()
+    schedule = options.pop("schedule")
+    rule = rd.Scheduled(rd.selector("rho"), **schedule)
+    return data, _batches(rule, _loader(kind, dataset=rd.WithIds(data)), **options)
+
+
+@RESTS
+def test_a_scheduled_rule_loads_and_scores_candidates_only_where_it_is_asked(
+    schedule: dict[str, Any], asked: list[int]
+) -> None:
+    data, batches = _scheduled(schedule=schedule)
+    spy = Spy(rd.selector("rho"))
+    _ids(_batches(spy))
+    expected: list[int] = []
+    for step, row in enumerate(_ids(batches)):
+        expected += spy.candidates[step] if step in asked else row
+        assert len(set(row)) == K
+        assert set(row) < set(spy.candidates[step])  # paired with every other rule
+    assert data.loaded == expected
+    assert batches.ledger.counts.examples_scored == len(asked) * N_B
+    assert batches.ledger.counts.examples_trained == FULL * K
+
+
+@RESTS
+@pytest.mark.parametrize("updates", [1, 2])
+def test_a_scheduled_rule_chooses_the_same_where_it_cannot_read_ahead(
+    schedule: dict[str, Any], asked: list[int], updates: int
+) -> None:
+    scoring = rd.Scoring(updates_per_scoring=updates)
+    _, ahead = _scheduled(schedule=schedule, scoring=scoring)
+    data, behind = _scheduled("opaque", schedule=schedule, scoring=scoring)
+    assert _ids(ahead, epochs=2) == _ids(behind, epochs=2)
+    assert sorted(data.loaded) == sorted([*range(N)] * 2)
+    assert ahead.ledger.counts.examples_scored == behind.ledger.counts.examples_scored
+
+
+def test_with_a_shadow_every_candidate_is_seen_though_the_rule_rests() -> None:
+    _, alone = _scheduled(schedule={"end": 2})
+    shadows = {"hard": rd.selector("train_loss")}
+    data, watched = _scheduled(schedule={"end": 2}, shadows=shadows)
+    assert _ids(watched) == _ids(alone)
+    assert sorted(data.loaded) == list(range(N))
+
+
 # -- seeds and streams ----------------------------------------------------------------------------
 
 
@@ -350,7 +409,8 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 def _setup(rule: str, kind: str, workers: int) -> tuple[nn.Module, Any, Any]:
-    selector = Rotating() if rule == "rotating" else rd.selector(rule)
+    own = {"rotating": Rotating(), "resting": rd.Scheduled(rd.selector("rho"), every=3)}
+    selector = own[rule] if rule in own else rd.selector(rule)
     model = _model()
     batches = _batches(selector, _loader(kind, workers=workers), model=model, seed=2)
     return model, torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9), batches
@@ -404,6 +464,9 @@ CASES = [
     ("rho", "opaque-global", 2),
     ("rho", "list", 0),
     ("rotating", "own", 0),
+    ("resting", "own", 0),
+    ("resting", "own", 2),
+    ("resting", "global", 0),
 ]
 
 

@@ -44,6 +44,12 @@ def _recipe(selector: str = "rho", **settings: Any) -> Recipe:
         ({"holdout_examples": 0}, "r needs a holdout, but holdout_examples=0"),
         ({"train_on": "holdout"}, "train_on='holdout', but irreducible losses are of a holdout"),
         ({"hyperparameters": {"gama": 1}}, "gama"),
+        ({"select_until": 0.0}, r"select_until must be a number in \(0.0, 1.0\], got 0.0"),
+        ({"select_until": 1.1}, "select_until must be"),
+        ({"select_anneal": -0.1}, "select_anneal must be"),
+        ({"select_until": 0.5, "select_anneal": 0.6}, r"select_anneal must be .* \[0.0, 0.5\]"),
+        ({"random_share": 1.0}, r"random_share must be a number in \[0.0, 1.0\), got 1.0"),
+        ({"random_share": -0.1}, "random_share must be"),
     ],
 )
 def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> None:
@@ -74,6 +80,11 @@ def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> No
         ("infobatch", {"plan": "filter"}, "infobatch plans its epochs itself, so plan='filter'"),
         ("svp", {"plan": "filter"}, "svp plans its epochs itself"),
         ("rho_updating", {"irreducible_from": "cross-fit"}, "but cross-fitting makes two"),
+        ("uniform", {"select_until": 0.5}, "uniform chooses at random, so select_until=0.5"),
+        ("uniform", {"random_share": 0.5}, "uniform chooses at random"),
+        ("rs2", {"select_anneal": 0.5}, "rs2 plans its epochs itself, so .*select_anneal=0.5"),
+        ("infobatch", {"select_until": 0.5}, "infobatch plans its epochs itself"),
+        ("svp", {"random_share": 0.5}, "svp plans its epochs itself"),
     ],
 )
 def test_settings_that_do_not_go_together(
@@ -110,6 +121,29 @@ def test_scoring_and_rule_are_those_of_the_settings() -> None:
     expected = rd.Scoring(batchnorm="running", precision="bfloat16", updates_per_scoring=3)
     assert recipe.scoring == expected
     assert recipe.rule is not recipe.rule  # a new one, with no memory of another run
+
+
+@pytest.mark.parametrize(
+    ("settings", "shares"),
+    [
+        ({"select_until": 0.5}, [1, 1, 1, 1, 0, 0, 0, 0]),
+        ({"select_anneal": 1.0}, [1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]),
+        ({"select_until": 0.5, "select_anneal": 0.25}, [1, 1, 1, 0.5, 0, 0, 0, 0]),
+        ({"random_share": 0.75}, [0.25] * 8),
+        ({"random_share": 0.5, "select_until": 0.25, "select_anneal": 0.25}, [0.5, 0.25, *[0] * 6]),
+    ],
+    ids=str,
+)
+def test_a_schedule_is_of_the_recipes_steps(settings: dict[str, Any], shares: list[float]) -> None:
+    rule = _recipe(steps=8, **settings).rule
+    assert isinstance(rule, rd.Scheduled)
+    assert [rule.share(step) for step in range(8)] == pytest.approx(shares)
+    assert rule.needs == {"loss", "irreducible_loss", "step"}
+
+
+def test_without_a_schedule_the_rule_is_bare() -> None:
+    for selector in ("rho", "uniform", "svp"):
+        assert type(_recipe(selector).rule) is type(rd.selector(selector))
 
 
 def test_settings_from_text() -> None:

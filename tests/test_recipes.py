@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import reducible as rd
@@ -16,6 +18,7 @@ from reducible.recipes.equal_time import (
     setting,
     steps_within,
 )
+from reducible.recipes.online import ONLINE, VARIANTS, variant
 
 
 def test_names_are_their_own_and_patterns_find_them() -> None:
@@ -58,3 +61,106 @@ def test_rules_differ_from_uniform_in_what_they_say_alone() -> None:
 
 def test_a_budget_that_the_fit_eats_up_leaves_one_step() -> None:
     assert steps_within(0.5, plateau=100, cost=1.0, fit=80.0) == 1
+
+
+# -- the online study -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [
+        ("uniform", "any/1x/uniform"),
+        ("plan", "noisy/1x/plan-filter"),
+        ("plan-train-loss", "noisy/1x/plan-online"),
+        ("strong-rho", "noisy/1x/rho"),
+    ],
+)
+def test_variants_that_are_rules_of_the_equal_time_study_are_its_cells(
+    name: str, same: str, data: str
+) -> None:
+    cell = RECIPES[f"equal-time/mlp/{data}/{same}"]
+    mine = RECIPES[f"online/{data}/{name}"]
+    assert replace(mine, name=cell.name) == cell
+
+
+COSTS = {
+    # uniform, plan-filter, plan-online and rho cost 1, 2, 4 and 8 steps here, fits 0, 20, 40 and 80
+    "uniform": 1000,
+    "rho": (1000 - 40) // 4,
+    "train-loss": 1000 // 4,  # nothing is fitted
+    "rho-floor": 240,
+    "rho-floor-30": 240,
+    "rho-temperature": 240,
+    "rho-anneal": 240,  # scores to the end
+    "rho-early": int((1000 - 40) / 2.5),
+    "rho-soft": 240,
+    "rho-soft-corrected": 240,
+    "rho-mixed": 240,
+    "plan": (1000 - 20) // 2,
+    "plan-rho": 240,
+    "plan-rho-floor": 240,
+    "plan-train-loss": 240,
+    "plan-train-loss-early": (1000 - 40) // 3,
+    "plan-train-loss-mixed": 240,
+    "strong-rho": (1000 - 80) // 8,
+    "strong-rho-floor": 115,
+    "strong-rho-early": int((1000 - 80) / (0.1 * 8 + 0.9 * 1)),
+    "strong-rho-anneal": 115,
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_has_the_steps_that_it_can_pay_for(name: str) -> None:
+    known = {
+        "plateau": 1000,
+        "rules": {
+            "uniform": {"cost": 1.0, "fit": 0},
+            "plan-filter": {"cost": 2.0, "fit": 20},
+            "plan-online": {"cost": 4.0, "fit": 40},
+            "rho": {"cost": 8.0, "fit": 80},
+        },
+    }
+    assert set(COSTS) == set(VARIANTS)
+    assert variant("flip-10", name, known).steps == COSTS[name]
+
+
+def test_the_online_study_has_every_variant_on_every_kind_of_data() -> None:
+    assert [r.name for r in ONLINE] == [f"online/{d}/{v}" for d in DATA for v in VARIANTS]
+    for recipe in ONLINE:
+        _, data, name = recipe.name.split("/")
+        assert (recipe.model, recipe.schedule, recipe.n_b) == ("mlp-512", "cosine", 32)
+        assert recipe.learning_rate == 2e-3
+        assert recipe.label_noise == recipe.holdout_noise == DATA[data]["label_noise"]
+        assert (recipe.plan == "filter") is name.startswith("plan")
+        strong = name.startswith("strong") or name in ("uniform", "plan")
+        way = (recipe.n_candidates, recipe.updates_per_scoring, recipe.precision)
+        assert way == ((320, 1, "float32") if strong else (192, 4, "bfloat16"))
+        assert RECIPES[recipe.name] is recipe
+
+
+def test_rules_of_variants() -> None:
+    def chosen(name: str) -> tuple[object, ...]:
+        r = RECIPES[f"online/clean/{name}"]
+        schedule = (r.select_until, r.select_anneal, r.random_share)
+        return r.selector, dict(r.hyperparameters), *schedule
+
+    assert chosen("rho-floor-30") == ("rho_calibrated", {"floor": 0.3}, 1, 0, 0)
+    assert chosen("rho-temperature") == ("rho_calibrated", {"temperature": 2, "floor": 0}, 1, 0, 0)
+    assert chosen("rho-anneal") == ("rho", {}, 1, 1, 0)
+    assert chosen("rho-early") == ("rho", {}, 0.5, 0, 0)
+    assert chosen("rho-soft") == ("rho_soft", {"temperature": 1}, 1, 0, 0)
+    assert chosen("rho-soft-corrected") == (
+        "rho_soft",
+        {"temperature": 1, "correct": True},
+        1,
+        0,
+        0,
+    )
+    assert chosen("rho-mixed") == ("rho", {}, 1, 0, 0.5)
+    assert chosen("plan-rho-floor") == ("rho_calibrated", {"floor": 0.1}, 1, 0, 0)
+    assert chosen("plan-train-loss-early") == ("train_loss", {}, 0.5, 0, 0)
+    assert chosen("plan-train-loss-mixed") == ("train_loss", {}, 1, 0, 0.5)
+    assert chosen("strong-rho-floor") == ("rho_calibrated", {"floor": 0.1}, 1, 0, 0)
+    assert chosen("strong-rho-early") == ("rho", {}, 0.1, 0, 0)
+    assert chosen("strong-rho-anneal") == ("rho", {}, 1, 1, 0)

@@ -20,7 +20,7 @@ from reducible.measuring import Measuring
 from reducible.passes import CandidatePasses, blindly, check_keep, rows_to_keep
 from reducible.scorers import CoTrained
 from reducible.seeds import stream_seed
-from reducible.selectors import Choice, Selector
+from reducible.selectors import Choice, Scheduled, Selector
 from reducible.stores import IrreducibleLossStore, LossMemory, ids_of, labels_of, require_ids
 from reducible.structure import gather, to_device
 from reducible.tasks import Classification, Task, per_example
@@ -56,9 +56,9 @@ class SelectingLoader:
     mode and the global random streams are as they were. A last, shorter candidate batch is
     dropped: it would shrink n_b.
 
-    A rule that needs no evidence (``uniform``) over a plain DataLoader of a map-style data set
-    draws its rows before they are loaded: the same candidates as every other rule sees, at the
-    cost of the chosen ones alone.
+    A rule that needs no evidence (``uniform``, or ``Scheduled`` where its rule rests) over a plain
+    DataLoader of a map-style data set draws its rows before they are loaded: the same candidates as
+    every other rule sees, at the cost of the chosen ones alone.
 
     Args:
         loader: yields Candidates (``WithIds``), or mappings with ids under the key ``ids``.
@@ -154,7 +154,8 @@ class SelectingLoader:
         self._gating = self._make_gating(gate, held_out)
         self.gate = self._gating.gate if self._gating else None
         draw = self._gating.draw if self._gating else None
-        if self._planner is None and not selector.needs and not self._shadows:
+        sometimes_blind = not selector.needs or isinstance(selector, Scheduled)
+        if draw is None and self._planner is None and sometimes_blind and not self._shadows:
             draw = blindly(selector, seed)
         self._passes = CandidatePasses(
             loader,

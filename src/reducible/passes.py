@@ -37,12 +37,14 @@ class Draw(Protocol):
 
 
 def blindly(rule: Selector, seed: int) -> Draw:
-    """The draw of a rule that needs no evidence."""
+    """The draw of a rule that needs no evidence, at every step or at some; see ``is_blind``."""
 
     def draw(step: int, size: int, k: int) -> tuple[list[int], bool]:
+        if not rule.is_blind(step, k):
+            return list(range(size)), False
+        evidence = Evidence(ids=torch.arange(size), context={"step": torch.tensor(step)})
         generator = torch.Generator().manual_seed(stream_seed(seed, step))
-        selection = rule.select(Evidence(ids=torch.arange(size)), k, generator=generator)
-        return selection.index.tolist(), True
+        return rule.select(evidence, k, generator=generator).index.tolist(), True
 
     return draw
 

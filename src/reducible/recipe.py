@@ -9,7 +9,7 @@ from typing import Any, Literal, final
 
 from reducible.measure import Scoring
 from reducible.models import MODELS
-from reducible.selectors import Selector, selector
+from reducible.selectors import Scheduled, Selector, selector
 from reducible.types import ConfigurationError, require_between, require_one_of
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -61,6 +61,10 @@ class Recipe:
         scorer: row of MODELS for a co-trained scorer; none where empty.
         precision: of scoring.
         updates_per_scoring: see Scoring.
+        select_until: share of the steps at which the rule chooses; after them, chance does.
+        select_anneal: share of the steps, before those, over which the rule's share of the rows
+            shrinks to nothing.
+        random_share: share of the rows that is left to chance throughout; see Scheduled.
         gate: whether a gate decides if selection goes on; it watches progress on the holdout.
         evaluate_every: updates between evaluations on the test set.
         batchnorm: statistics used for scoring, see Scoring.
@@ -98,6 +102,9 @@ class Recipe:
     scorer: str = ""
     precision: Literal["float32", "bfloat16"] = "float32"
     updates_per_scoring: int = 1
+    select_until: float = 1.0
+    select_anneal: float = 0.0
+    random_share: float = 0.0
     gate: Literal["off", "auto"] = "off"
     evaluate_every: int = 50
     batchnorm: Literal["candidates", "running", "reference"] = "candidates"
@@ -116,6 +123,7 @@ class Recipe:
             require_one_of(name, getattr(self, name), allowed)
         if self.scorer:
             require_one_of("scorer", self.scorer, list(MODELS))
+        self._check_schedule()
         if self.holdout_examples == 0 and (self.from_holdout or self.train_on != "train"):
             raise ConfigurationError(
                 f"{self.name} needs a holdout, but holdout_examples=0. Ask for more, or take "
@@ -143,6 +151,21 @@ class Recipe:
         for name in ("learning_rate", "irreducible_rate"):
             require_between(name, getattr(self, name), 0.0, open_low=True)
         _ = self.scoring  # raise here, not mid-run
+
+    def _check_schedule(self) -> None:
+        """Raise ConfigurationError where the rule cannot be scheduled as asked."""
+        require_between("select_until", self.select_until, 0.0, 1.0, open_low=True)
+        require_between("select_anneal", self.select_anneal, 0.0, self.select_until)
+        require_between("random_share", self.random_share, 0.0, 1.0, open_high=True)
+        rule = self._bare_rule
+        if not self._scheduled or (rule.horizon == "batch" and rule.needs):
+            return
+        why = "chooses at random" if rule.horizon == "batch" else "plans its epochs itself"
+        raise ConfigurationError(
+            f"{self.selector} {why}, so select_until={self.select_until}, "
+            f"select_anneal={self.select_anneal} and random_share={self.random_share} would do "
+            "nothing. Leave them out, or take a rule that scores candidate batches."
+        )
 
     def _check_rule(self) -> None:
         """Raise ConfigurationError where the rule does not go with the other settings."""
@@ -174,7 +197,22 @@ class Recipe:
 
     @property
     def rule(self) -> Selector:
-        """A new selector."""
+        """A new selector, scheduled where the recipe says so."""
+        if not self._scheduled:
+            return self._bare_rule
+        return Scheduled(
+            self._bare_rule,
+            end=round(self.select_until * self.steps),
+            anneal=round(self.select_anneal * self.steps),
+            mix=self.random_share,
+        )
+
+    @property
+    def _scheduled(self) -> bool:
+        return self.select_until < 1.0 or self.select_anneal > 0.0 or self.random_share > 0.0
+
+    @property
+    def _bare_rule(self) -> Selector:
         return selector(self.selector, **self.hyperparameters)
 
     @property

@@ -6,6 +6,7 @@ import inspect
 import math
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from itertools import permutations
 
 import numpy as np
@@ -72,6 +73,96 @@ def test_soft_top_k_has_temperature_one() -> None:
         chosen = soft_top_k(scores, 2, generator=_generator(seed)).index.tolist()
         plain = gumbel_top_k(scores, 2, generator=_generator(seed)).index.tolist()
         assert chosen == plain
+
+
+# -- weights that undo the bias of soft draws -----------------------------------------------------
+
+SCORES = torch.tensor([2.0, 0.5, -1.0, 1.0, 3.0, -2.0, 0.0, 0.7], dtype=torch.float64)
+
+
+def literal_weights(
+    scores: list[float], k: int, temperature: float, seed: int
+) -> tuple[list[int], dict[int, float]]:
+    """Rows drawn, in order, and the weight of each, from the noise that ``seed`` gives."""
+    exponential = torch.empty(len(scores), dtype=torch.float64)
+    noise = (-exponential.exponential_(generator=_generator(seed)).log()).tolist()
+    total = math.fsum(math.exp(s / temperature) for s in scores)
+    phi = [math.log(math.exp(s / temperature) / total) for s in scores]  # normalised
+    perturbed = [a + b for a, b in zip(phi, noise, strict=True)]
+    order = sorted(range(len(scores)), key=lambda i: -perturbed[i])
+    kappa = perturbed[order[k]] if k < len(scores) else -math.inf
+    weights = {}
+    for i in order[:k]:
+        q = 1.0 - math.exp(-math.exp(phi[i] - kappa))
+        weights[i] = k / (len(scores) * q)
+    return order[:k], weights
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+@pytest.mark.parametrize("k", [1, 3, 7, 8])
+@pytest.mark.parametrize("seed", range(5))
+def test_corrected_draws_are_the_same_rows_with_the_literal_weights(
+    seed: int, k: int, temperature: float
+) -> None:
+    draw = partial(soft_top_k, SCORES, k, temperature=temperature)
+    chosen = draw(generator=_generator(seed), correct=True)
+    rows, weights = literal_weights(SCORES.tolist(), k, temperature, seed)
+    plain = draw(generator=_generator(seed))
+    assert plain.index.tolist() == rows
+    assert sorted(chosen.index.tolist()) == sorted(rows)
+    expected = [weights[i] for i in chosen.index.tolist()]
+    assert chosen.weight.tolist() == pytest.approx(expected, rel=1e-9)
+    assert chosen.info["score"].tolist() == SCORES[chosen.index].tolist()
+
+
+@pytest.mark.parametrize("part", [slice(None), slice(0, 2), slice(3, 4)])
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_the_corrected_mean_is_unbiased_of_any_part(temperature: float, part: slice) -> None:
+    rng, generator, k = np.random.default_rng(8), _generator(6), 4
+    loss = torch.tensor(rng.exponential(size=len(SCORES)))
+    estimates = []
+    for _ in range(DRAWS):
+        chosen = soft_top_k(SCORES, k, generator=generator, temperature=temperature, correct=True)
+        index, weight = chosen.index[part], chosen.weight[part]
+        estimates.append(float((weight * loss[index]).sum() / len(index)))
+    error = np.std(estimates) / math.sqrt(DRAWS)
+    assert abs(np.mean(estimates) - float(loss.mean())) <= 4 * error
+
+
+def test_without_correction_the_mean_is_biased() -> None:
+    """So that the test above says something: rows of high score have the higher loss here."""
+    generator = _generator(6)
+    means = [
+        float(SCORES[soft_top_k(SCORES, 4, generator=generator).index].mean()) for _ in range(2000)
+    ]
+    error = np.std(means) / math.sqrt(len(means))
+    assert np.mean(means) - float(SCORES.mean()) > 20 * error
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1.0, 1e30])
+def test_all_rows_have_weights_of_one(dtype: torch.dtype, scale: float) -> None:
+    scores = scale * SCORES.to(dtype)
+    chosen = soft_top_k(scores, len(scores), generator=_generator(), correct=True)
+    assert chosen.weight.tolist() == [1.0] * len(scores)
+    assert chosen.weight.dtype == chosen.info["score"].dtype == dtype
+    assert sorted(chosen.index.tolist()) == list(range(len(scores)))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e30, -1e30])
+def test_weights_of_equal_scores_do_not_depend_on_their_height(scale: float) -> None:
+    expected = soft_top_k(torch.zeros(8), 3, generator=_generator(), correct=True)
+    chosen = soft_top_k(torch.full((8,), scale), 3, generator=_generator(), correct=True)
+    assert chosen.index.tolist() == expected.index.tolist()
+    assert chosen.weight.tolist() == expected.weight.tolist()
+
+
+def test_corrected_draws_refuse_what_others_do() -> None:
+    scores, ids = torch.tensor([1.0, math.nan, 2.0]), torch.tensor([7, 8, 9])
+    with pytest.raises(SelectionError, match="ids 8"):
+        soft_top_k(scores, 1, generator=_generator(), ids=ids, correct=True)
+    with pytest.raises(SelectionError, match="cannot choose 4 of 3"):
+        soft_top_k(torch.zeros(3), 4, generator=_generator(), correct=True)
 
 
 def literal_rank_probabilities(scores: list[float], pressure: float) -> list[float]:

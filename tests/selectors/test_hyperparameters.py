@@ -15,6 +15,10 @@ _NOT_A_SWITCH: tuple[Any, ...] = (None, "yes", 2)
 
 IMPOSSIBLE: dict[str, dict[str, tuple[Any, ...]]] = {
     "rho_entropy": {"beta": (math.inf, -math.inf, *_NOT_NUMBERS)},
+    "rho_calibrated": {
+        "temperature": (0.0, -1.0, math.inf, *_NOT_NUMBERS),
+        "floor": (-0.1, 1.0, math.inf, *_NOT_NUMBERS),
+    },
     "grad_norm": {"bound": ("exact", None)},
     "grad_norm_is": {"bound": ("exact", None), "tau_gate": _NOT_A_SWITCH},
     "train_loss_rank": {"pressure": (1.0, 0.5, -3, math.inf, *_NOT_NUMBERS)},
@@ -56,7 +60,10 @@ IMPOSSIBLE: dict[str, dict[str, tuple[Any, ...]]] = {
         "adaptive": _NOT_A_SWITCH,
     },
     "curriculum_rho": {"warmup_epochs": (-1, None, *_NOT_WHOLE)},
-    "rho_soft": {"temperature": (0.0, -1.0, math.inf, *_NOT_NUMBERS)},
+    "rho_soft": {
+        "temperature": (0.0, -1.0, math.inf, *_NOT_NUMBERS),
+        "correct": _NOT_A_SWITCH,
+    },
     "selective_backprop": {
         "beta": (-0.1, math.inf, *_NOT_NUMBERS),
         "history": (0, -1, None, *_NOT_WHOLE),
@@ -69,6 +76,8 @@ IMPOSSIBLE: dict[str, dict[str, tuple[Any, ...]]] = {
 
 POSSIBLE: list[tuple[str, dict[str, Any]]] = [
     ("rho_entropy", {"beta": -2}),
+    ("rho_calibrated", {"temperature": 1e-9, "floor": 0}),
+    ("rho_calibrated", {"temperature": 1e9, "floor": 0.999}),
     ("train_loss_rank", {"pressure": 1.01}),
     ("rho_updating", {"lr_ratio": 0.0}),
     ("bald", {"samples": 1}),
@@ -148,7 +157,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "rho_hybrid_diversity": {"lam": 0.3},
     "rho_class_balanced": {"lam": 0.2, "beta": 0.9, "k_min": 1, "adaptive": True},
     "curriculum_rho": {"warmup_epochs": 4},
-    "rho_soft": {"temperature": 1.0},
+    "rho_calibrated": {"temperature": 1.0, "floor": 0.1},
+    "rho_soft": {"temperature": 1.0, "correct": False},
     "selective_backprop": {"beta": 1.0, "history": 1024},
     "infobatch": {"prune_below_mean": 0.5, "anneal": 0.125},
 }

@@ -73,6 +73,10 @@ SHARES = [
     ({"end": 5, "anneal": 4}, [1, 1, 0.75, 0.5, 0.25, 0]),
     ({"end": 4, "anneal": 4, "warmup": 3}, [0.25, 0.5, 0.5, 0.25, 0]),
     ({"end": 6, "anneal": 4, "every": 2}, [1, 0, 1, 0, 0.5, 0, 0]),
+    ({"mix": 0.5}, [0.5, 0.5, 0.5]),
+    ({"mix": 0.25, "warmup": 1, "start": 1}, [0, 0.375, 0.75, 0.75]),
+    ({"mix": 0.5, "end": 4, "anneal": 2}, [0.5, 0.5, 0.5, 0.25, 0]),
+    ({"mix": 0.9}, [0.1, 0.1]),  # of four rows, the rule has none
 ]
 
 
@@ -154,8 +158,10 @@ def test_looking_chooses_what_full_evidence_does(
         assert choice.positions.tolist() == direct.index.tolist()
         assert choice.selection.weight.tolist() == direct.weight.tolist()
         measured = set.union(*spy.measured)
-        assert measured == ({"loss"} if share else set())  # nothing, when uniform
-        assert max(spy.samples) == (3 if share else 0)
+        asked = math.floor(share * k + 0.5) > 0
+        assert measured == ({"loss"} if asked else set())  # nothing, when uniform
+        assert max(spy.samples) == (3 if asked else 0)
+        assert rule.is_blind(step, k) is not asked
         rule.observe(choice.evidence, choice.selection)
 
 
@@ -208,6 +214,9 @@ def test_k_out_of_range(k: int) -> None:
         ({"warmup": -1}, "warmup must be a whole number"),
         ({"anneal": -1, "end": 3}, "anneal must be a whole number"),
         ({"anneal": 1}, "anneal needs end="),
+        ({"mix": -0.1}, r"mix must be a number in \[0.0, 1.0\), got -0.1"),
+        ({"mix": 1.0}, "mix must be a number"),
+        ({"mix": math.nan}, "mix must be a number"),
         ({"start": 3, "end": 2}, r"end must be a whole number in \[3, inf\], got 2"),
     ],
 )

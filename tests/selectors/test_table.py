@@ -127,6 +127,11 @@ def test_rules_of_a_score_and_a_pick_hand_over_their_hyperparameters(seed: int) 
         got = chosen.select(evidence, 6, generator=fresh())
         assert got.index.tolist() == expected.index.tolist()
         assert got.info["score"].tolist() == rho[got.index].tolist()
+        weighted = rd.selector("rho_soft", temperature=temperature, correct=True)
+        expected = soft_top_k(rho, 6, generator=fresh(), temperature=temperature, correct=True)
+        got = weighted.select(evidence, 6, generator=fresh())
+        assert got.index.tolist() == expected.index.tolist()
+        assert got.weight.tolist() == expected.weight.tolist() != [1.0] * 6
     for pressure in (100.0, 1.5):
         chosen = rd.selector("train_loss_rank", pressure=pressure)
         loss = evidence.require("loss")

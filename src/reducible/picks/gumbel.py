@@ -30,13 +30,18 @@ def gumbel_top_k(
         Selection of k rows in the order drawn, weights one, ``info["score"]`` [K] the log-weights.
     """
     check_scores(log_weights, k, ids)
-    noise = torch.empty(log_weights.shape, dtype=torch.float64, device=log_weights.device)
-    noise.exponential_(generator=generator).log_().neg_()
     # Beside a huge log-weight the noise is rounded away: ties must still fall by the generator.
-    index = top_k(log_weights + noise, k, generator=generator).index
+    index = top_k(_perturbed(log_weights, generator), k, generator=generator).index
     return Selection(
         index=index, weight=log_weights.new_ones(k), info={"score": log_weights[index]}
     )
+
+
+def _perturbed(log_weights: Tensor, generator: torch.Generator) -> Tensor:
+    """[B] float64: log-weight + Gumbel noise."""
+    noise = torch.empty(log_weights.shape, dtype=torch.float64, device=log_weights.device)
+    noise.exponential_(generator=generator).log_().neg_()
+    return log_weights + noise
 
 
 def soft_top_k(
@@ -46,8 +51,15 @@ def soft_top_k(
     generator: torch.Generator,
     ids: Tensor | None = None,
     temperature: float = 1.0,
+    correct: bool = False,
 ) -> Selection:
     """k draws without replacement with probability ∝ exp(score / temperature).
+
+    With ``correct``, Σ w_i·L_i / k over the rows drawn is an unbiased estimate of the mean loss
+    over the candidates (Kool et al. 2019, Sec. 4.2): w_i = k / (n_B·q_i) with
+    q_i = 1 − exp(−exp(φ_i − κ)), φ_i the log-weight, κ the (k+1)-th largest of log-weight + Gumbel
+    noise; q_i = 1 where k = n_B. The rows then come in random order, so that the same holds for any
+    part of them that is trained on by itself.
 
     Args:
         scores: [B], finite.
@@ -55,9 +67,24 @@ def soft_top_k(
         generator: on the scores' device.
         ids: [B] int64, named in errors.
         temperature: > 0; towards 0 the k largest scores, towards ∞ uniform.
+        correct: whether weights undo the bias; otherwise they are one.
     """
-    drawn = gumbel_top_k(scores.double() / temperature, k, generator=generator, ids=ids)
-    return Selection(drawn.index, scores.new_ones(k), {"score": scores[drawn.index]})
+    log_weights = scores.double() / temperature  # [B]
+    if not correct:
+        drawn = gumbel_top_k(log_weights, k, generator=generator, ids=ids)
+        return Selection(drawn.index, scores.new_ones(k), {"score": scores[drawn.index]})
+    check_scores(log_weights, k, ids)
+    size = scores.numel()
+    log_weights = log_weights - log_weights.amax()  # a constant changes nothing but rounding
+    perturbed = _perturbed(log_weights, generator)  # [B]
+    index = top_k(perturbed, k, generator=generator).index
+    index = index[torch.randperm(k, generator=generator, device=index.device)]
+    q = torch.ones_like(log_weights)  # [B] probability of coming out above κ
+    if k < size:
+        kappa = perturbed.topk(k + 1).values[-1]
+        q = -torch.expm1(-torch.exp(log_weights - kappa))
+    weight = k / (size * q[index])
+    return Selection(index, weight.to(scores.dtype), {"score": scores[index]})
 
 
 def rank_sample(

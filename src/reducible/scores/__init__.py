@@ -13,6 +13,7 @@ from reducible.scores.irreducible_loss import irreducible_loss
 from reducible.scores.loss_minus_conditional_entropy import loss_minus_conditional_entropy
 from reducible.scores.margin import least_confidence, margin
 from reducible.scores.rho import rho
+from reducible.scores.rho_calibrated import rho_calibrated
 from reducible.scores.rho_entropy import rho_entropy
 from reducible.scores.train_loss import train_loss
 
@@ -47,6 +48,21 @@ SCORES = (
         against="One seed gave −4 to −6 epochs to 80 %, no more than runs of RHO-LOSS differ by.",
         ranges={"beta": "any finite number"},
     ),
+    ScoreRow(
+        score=rho_calibrated,
+        equation="top-k log((1−ν)·e^(−IL_i) + ν/C) − log((1−ν)·softmax(z_i/T)[y_i] + ν/C)",
+        paper="This library; noise floor after Patrini et al. 2017, temperature after Guo et al. "
+        "2017",
+        summary="RHO-LOSS with bounded losses: a label that both models are sure is wrong scores "
+        "0.",
+        against="Two more hyperparameters; hard but correct examples that the holdout model has "
+        "wrong score 0, too.",
+        ranges={"temperature": "> 0", "floor": "[0, 1)"},
+        limits={
+            "temperature": {"low": 0.0},
+            "floor": {"low": 0.0, "high": 1.0, "open_low": False},
+        },
+    ),
 )
 """Scores that are rules by themselves."""
 
@@ -65,6 +81,7 @@ __all__ = [
     "margin",
     "residual",
     "rho",
+    "rho_calibrated",
     "rho_entropy",
     "train_loss",
 ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -17,6 +18,8 @@ class ScoreRow:
         summary: one line on what it prefers.
         against: what the papers or our results say against it.
         ranges: hyperparameter → the values it may take, as text.
+        limits: hyperparameter → the same as keywords of ``require_between``, where not every
+            finite number will do.
     """
 
     score: Callable[..., Tensor]
@@ -25,6 +28,7 @@ class ScoreRow:
     summary: str
     against: str
     ranges: Mapping[str, str] = field(default_factory=dict[str, str])
+    limits: Mapping[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
 
     @property
     def name(self) -> str:

@@ -52,6 +52,13 @@ class Selector(ABC):
     horizon: Literal["batch", "epoch", "run"] = "batch"
     """How often the rule decides: every candidate batch, once an epoch, or once a run."""
 
+    def is_blind(self, step: int, k: int) -> bool:
+        """Whether k rows chosen at ``step`` are random ones, with weights of one.
+
+        The loop may then draw them before they are loaded: by ``select``, from ids and step.
+        """
+        return not self.needs
+
     @abstractmethod
     def select(self, evidence: Evidence, k: int, *, generator: torch.Generator) -> Selection:
         """Choose at most k of the candidates; changes nothing but the generator.

@@ -20,9 +20,10 @@ from reducible.types import ConfigurationError, Evidence, Selection, require_bet
 class Scheduled(Selector):
     """The inner rule chooses a share of the rows, chance the others.
 
-    The share is 0 before ``start`` and from ``end`` on, rises to 1 over ``warmup`` steps after
-    ``start``, and falls to 0 over the last ``anneal`` steps before ``end``. The rule is asked at
-    every ``every``-th step only. Where it is not asked, nothing is measured.
+    The share is 0 before ``start`` and from ``end`` on, rises to 1 − ``mix`` over ``warmup`` steps
+    after ``start``, and falls to 0 over the last ``anneal`` steps before ``end``. The rule is asked
+    at every ``every``-th step only. Where it is not asked, nothing is measured, and only the rows
+    drawn are loaded. Where a choice is handed out in several updates, the rule's rows come first.
 
     Args:
         selector: any rule that decides by candidate batch.
@@ -31,6 +32,8 @@ class Scheduled(Selector):
         every: ask it every so many steps from ``start`` on; uniform between.
         warmup: steps over which its share grows.
         anneal: steps over which its share shrinks; needs ``end``.
+        mix: share of the rows that is left to chance at every step; the schedule above is of the
+            others.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Scheduled(Selector):
         every: int = 1,
         warmup: int = 0,
         anneal: int = 0,
+        mix: float = 0.0,
     ) -> None:
         if selector.horizon != "batch":
             raise ConfigurationError("a schedule goes around rules that decide by candidate batch.")
@@ -49,13 +53,14 @@ class Scheduled(Selector):
         require_between("every", every, 1, whole=True)
         require_between("warmup", warmup, 0, whole=True)
         require_between("anneal", anneal, 0, whole=True)
+        require_between("mix", mix, 0.0, 1.0, open_high=True)
         if end is not None:
             require_between("end", end, start, whole=True)
         elif anneal:
             raise ConfigurationError("anneal needs end=<step> to shrink towards.")
         self._inner = selector
         self._start, self._end, self._every = start, end, every
-        self._warmup, self._anneal = warmup, anneal
+        self._warmup, self._anneal, self._mix = warmup, anneal, mix
         self.needs = selector.needs | {"step"}
         self.samples = selector.samples
         self.lr_ratio = selector.lr_ratio
@@ -67,13 +72,21 @@ class Scheduled(Selector):
             return 0.0
         up = schedules.linear(step + 1, start=self._start, end=self._start + self._warmup + 1)
         if self._end is None or not self._anneal:
-            return up
+            return (1.0 - self._mix) * up
         down = 1.0 - schedules.linear(step, start=self._end - self._anneal, end=self._end)
-        return min(up, down)
+        return (1.0 - self._mix) * min(up, down)
+
+    def is_blind(self, step: int, k: int) -> bool:
+        """Whether the inner rule chooses none of the k rows."""
+        return self._by_rule(step, k) == 0
+
+    def _by_rule(self, step: int, k: int) -> int:
+        """Rows out of k that the inner rule chooses at ``step``."""
+        return math.floor(self.share(step) * k + 0.5)
 
     def _rows(self, evidence: Evidence, k: int) -> int:
         check_k(k, evidence.ids.numel())
-        return math.floor(self.share(int(evidence.require("step"))) * k + 0.5)
+        return self._by_rule(int(evidence.require("step")), k)
 
     def select(self, evidence: Evidence, k: int, *, generator: torch.Generator) -> Selection:
         """k rows: the rule's, then random others."""

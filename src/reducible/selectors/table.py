@@ -28,7 +28,7 @@ from reducible.selectors.scored import Score, Scored
 from reducible.selectors.selective_backprop import SelectiveBackprop
 from reducible.selectors.svp import SVP
 from reducible.selectors.uniform import Uniform
-from reducible.types import ConfigurationError, require_between
+from reducible.types import ConfigurationError, require_between, require_one_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +65,21 @@ class Row:
         return self.build().needs
 
 
-def scored(score: Score) -> Callable[..., Selector]:
-    """A constructor for the top-k rule of ``score``; its defaults become hyperparameters."""
+def scored(
+    score: Score, limits: Mapping[str, dict[str, Any]] | None = None
+) -> Callable[..., Selector]:
+    """A constructor for the top-k rule of ``score``; its defaults become hyperparameters.
+
+    Args:
+        score: keyword tensors → [B].
+        limits: hyperparameter → keywords of ``require_between``, finite numbers where not said.
+    """
+    finite = {"open_low": True, "open_high": True}
+    bounds = {name: finite | known for name, known in (limits or {}).items()}
 
     def build(**hyperparameters: Any) -> Selector:
         for name, value in hyperparameters.items():
-            require_between(name, value, open_low=True, open_high=True)
+            require_between(name, value, **bounds.get(name, finite))
         return Scored(score, hyperparameters=hyperparameters)
 
     parameters = inspect.signature(score).parameters.values()
@@ -103,10 +112,12 @@ def train_loss_rank(*, pressure: float = 100.0) -> Selector:
     return Scored(scores.train_loss, pick=rank_sample, pick_options={"pressure": pressure})
 
 
-def rho_soft(*, temperature: float = 1.0) -> Selector:
-    """Gumbel-top-k of ρ / temperature."""
+def rho_soft(*, temperature: float = 1.0, correct: bool = False) -> Selector:
+    """Gumbel-top-k of ρ / temperature; weights that undo the bias where ``correct``."""
     require_between("temperature", temperature, 0.0, open_low=True, open_high=True)
-    return Scored(scores.rho, pick=soft_top_k, pick_options={"temperature": temperature})
+    require_one_of("correct", correct, (True, False))
+    options = {"temperature": temperature, "correct": correct}
+    return Scored(scores.rho, pick=soft_top_k, pick_options=options)
 
 
 def rho_divbs(*, prefilter: int = 50) -> Selector:
@@ -144,7 +155,7 @@ _ROWS = (
     *(
         Row(
             name=row.name,
-            build=scored(row.score),
+            build=scored(row.score, row.limits),
             equation=row.equation,
             paper=row.paper,
             summary=row.summary,
@@ -347,11 +358,12 @@ _ROWS = (
     Row(
         name="rho_soft",
         build=rho_soft,
-        equation="Gumbel-top-k of ρ_i/T, without replacement",
-        paper="REDUCR, A.9.3",
+        equation="Gumbel-top-k of ρ_i/T, without replacement; correct: w_i = k/(n_B·q_i)",
+        paper="REDUCR, A.9.3; weights: Kool et al. 2019",
         summary="RHO-LOSS with chance: T → 0 is top-k, T → ∞ uniform.",
-        against="One more hyperparameter, on the scale of the loss.",
-        ranges={"temperature": _POSITIVE},
+        against="One more hyperparameter, on the scale of the loss. Corrected, it is the mean loss "
+        "that is minimised, wrong labels and all.",
+        ranges={"temperature": _POSITIVE, "correct": "True or False"},
     ),
     Row(
         name="selective_backprop",
