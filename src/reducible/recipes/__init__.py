@@ -8,10 +8,13 @@ from reducible.recipe import Recipe
 from reducible.recipes.demo import DEMO
 from reducible.recipes.equal_time import EQUAL_TIME
 from reducible.recipes.groups import GROUPS
+from reducible.recipes.scoring import SCORING
 from reducible.selectors.table import did_you_mean
 from reducible.types import ConfigurationError
 
-RECIPES: Mapping[str, Recipe] = MappingProxyType({r.name: r for r in (*DEMO, *GROUPS, *EQUAL_TIME)})
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {r.name: r for r in (*DEMO, *GROUPS, *EQUAL_TIME, *SCORING)}
+)
 
 
 def matching(patterns: Iterable[str]) -> list[Recipe]:
@@ -38,4 +41,4 @@ def recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-__all__ = ["DEMO", "EQUAL_TIME", "GROUPS", "RECIPES", "Recipe", "matching", "recipe"]
+__all__ = ["DEMO", "EQUAL_TIME", "GROUPS", "RECIPES", "SCORING", "Recipe", "matching", "recipe"]
