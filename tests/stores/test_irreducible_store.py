@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import reducible as rd
-from reducible.stores import fingerprint
-from reducible.stores import irreducible as module
+from reducible.stores import fingerprint, layout
 
 Store = rd.IrreducibleLossStore
 
@@ -212,13 +211,14 @@ def test_a_full_disk_leaves_the_previous_store(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    def half(tensors: Any, filename: Any, metadata: Any = None) -> None:
-        save_file(tensors, filename, metadata=metadata)
-        os.truncate(filename, 40)
-        full()
-
     if at == "write":
-        monkeypatch.setattr(module, "save_file", half)
+        parts = layout._parts
+
+        def half(*args: Any) -> Any:
+            yield next(parts(*args))
+            full()
+
+        monkeypatch.setattr(layout, "_parts", half)
     else:
         monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
