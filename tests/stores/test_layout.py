@@ -74,7 +74,7 @@ def test_pieces_are_written_as_the_whole_is(
     torch.testing.assert_close(loaded.values, values, rtol=0, atol=0, equal_nan=True)
 
 
-def test_large_tensors_are_written_bit_by_bit(
+def test_large_tensors_are_written_in_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store.from_tensor(_rand(10, 3), ids=torch.arange(5, 15))

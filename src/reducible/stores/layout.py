@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -48,38 +48,36 @@ def write(
         "header": json.dumps(header),
         "checksum": _NO_CHECKSUM,
     }
-    digest = hashlib.blake2b(digest_size=16)
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(_head(columns, metadata))
-        for part in _parts(columns, metadata):
-            digest.update(part)
-            if isinstance(part, memoryview):
-                file.write(part)
-        metadata["checksum"] = digest.hexdigest()
+        metadata["checksum"] = _digest(columns, metadata, file.write)
         file.seek(0)
         file.write(_head(columns, metadata))  # of the same length
 
 
 def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """Digest of the metadata and of names, shapes and bytes of the tensors, read in pieces."""
-    digest = hashlib.blake2b(digest_size=16)
     columns = {name: Column.of(tensor) for name, tensor in tensors.items()}
-    for part in _parts(columns, metadata):
-        digest.update(part)
-    return digest.hexdigest()
+    return _digest(columns, metadata, lambda _: None)
 
 
-def _parts(
-    columns: Mapping[str, Column], metadata: Mapping[str, str]
-) -> Iterator[bytes | memoryview]:
-    """What the checksum is of: words as bytes, and the contents of the columns as views."""
+def _digest(
+    columns: Mapping[str, Column],
+    metadata: Mapping[str, str],
+    write: Callable[[memoryview], object],
+) -> str:
+    """The checksum; contents go to ``write`` on the way, so that they are made once."""
+    digest = hashlib.blake2b(digest_size=16)
     for key in ("format", "fingerprint", "header"):
-        yield f"{key}={metadata.get(key)};".encode()
+        digest.update(f"{key}={metadata.get(key)};".encode())
     for name in sorted(columns):
         column = columns[name]
-        yield f"{name}:{column.dtype}:{tuple(column.shape)};".encode()
+        digest.update(f"{name}:{column.dtype}:{tuple(column.shape)};".encode())
         for piece in column.pieces:
-            yield piece.numpy().data
+            contents = piece.numpy().data
+            digest.update(contents)
+            write(contents)
+    return digest.hexdigest()
 
 
 def _head(columns: Mapping[str, Column], metadata: Mapping[str, str]) -> bytes:
