@@ -5,8 +5,10 @@ from pathlib import Path
 from reducible.pages import write_pages
 from reducible.recipes.equal_time import DATA, NETWORKS, measured
 from reducible.recipes.online import ONLINE, VARIANTS
+from reducible.recipes.scoring import STEPS
 from reducible.report.equal_time import Outcome, outcomes, overview, plot_overview, seeds_of, table
 from reducible.report.online import Study, block, titles_list
+from reducible.report.scoring import accuracy_table
 from reducible.report.studies import demo_table, replace_block
 
 ROOT = Path(__file__).parent.parent
@@ -59,9 +61,17 @@ def online() -> None:
     replace_block(page, "online", block(study, noisy=noisy))
 
 
+def scoring() -> None:
+    """What cheap scoring keeps of the accuracy per step."""
+    for network in STEPS:
+        table = accuracy_table(ROOT / "results", f"scoring/{network}")
+        replace_block(ROOT / "docs" / "scoring.md", f"accuracy-{network}", table)
+
+
 if __name__ == "__main__":
     equal_time()
     online()
+    scoring()
     write_pages(ROOT / "docs" / "methods")
     table = demo_table(ROOT / "results", DEMO, baseline="demo/uniform")
     replace_block(ROOT / "README.md", "demo", table)

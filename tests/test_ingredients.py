@@ -322,6 +322,39 @@ def test_a_scorer_is_new_and_follows_the_models_optimizer(tmp_path: Path) -> Non
     assert not torch.equal(scorer.model.state_dict()["1.weight"], start["1.weight"])
 
 
+def test_a_scorer_that_learns_predictions(tmp_path: Path) -> None:
+    """In a run: the same scorer at the start, then another teacher."""
+    recipe = _recipe(scorer="mlp-64", distil=True)
+    options, _ = _options(recipe, make_splits(recipe, 3), tmp_path)
+    assert options["scorer"].distil
+    for name, distil in (("along", False), ("distilled", True)):
+        _run(_recipe(scorer="mlp-64", distil=distil), tmp_path / name)
+    along, distilled = _picked(tmp_path / "along"), _picked(tmp_path / "distilled")
+    assert along[0] == distilled[0]
+    assert along[-1] != distilled[-1]
+
+
+def test_a_run_that_remembers_losses_scores_less(tmp_path: Path) -> None:
+    """400 rows in batches of 40 are seen again after at least one and at most 19 steps."""
+    exact = _run(_recipe(steps=20), tmp_path / "exact")
+    lasting = _run(_recipe(steps=20, max_age=19), tmp_path / "lasting")
+    anew = _run(_recipe(steps=20, max_age=19, refresh=1.0), tmp_path / "anew")
+    assert exact["examples_scored"] == anew["examples_scored"] == 20 * 40
+    assert lasting["examples_scored"] == 400
+    assert _picked(tmp_path / "anew") == _picked(tmp_path / "exact")
+    assert _picked(tmp_path / "lasting")[:10] == _picked(tmp_path / "exact")[:10]
+
+
+def test_a_run_scores_small_images(tmp_path: Path) -> None:
+    """A quarter of the pixels; what is trained on stays as it is."""
+    settings: dict[str, Any] = {"model": "resnet-18-16", "steps": 2, "n_b": 4, "n_candidates": 8}
+    whole = _run(_recipe(**settings), tmp_path / "whole")
+    small = _run(_recipe(resolution=14, channels_last=True, **settings), tmp_path / "small")
+    flops = small["ledger"]["flops_score"] / whole["ledger"]["flops_score"]
+    assert 0.2 < flops < 0.3
+    assert small["ledger"]["flops_train"] == whole["ledger"]["flops_train"]
+
+
 def test_a_run_with_a_scorer_scores_with_it(tmp_path: Path) -> None:
     summary = _run(_recipe(scorer="mlp-64", model="mlp-128"), tmp_path / "run")
     # FLOPs of a forward of 784·64 + 64·64 + 64·10 weights

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from reducible.models import MODELS, lenet, mlp, resnet18, small_mlp
+from reducible.models import MODELS, RESNETS, lenet, mlp, resnet18, small_mlp
 from reducible.types import ConfigurationError
 
 
@@ -30,6 +30,19 @@ def test_every_model(name: str):
     assert all(map(torch.equal, model.state_dict().values(), same.state_dict().values()))
     assert not torch.equal(last.weight, other.state_dict()[list(other.state_dict())[-2]])
     assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_resnets_alone_take_any_size_and_normalise_batches(name: str):
+    model = seeded(name, 0)
+    small = torch.rand(2, 1, 14, 14, generator=torch.Generator().manual_seed(0))
+    norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    assert norms == (name in RESNETS)
+    if name in RESNETS:
+        assert model.eval()(small).shape == (2, 10)
+    else:
+        with pytest.raises(RuntimeError, match=r"shape|size"):
+            model(small)
 
 
 def test_the_table_cannot_be_changed_and_names_what_it_holds():

@@ -31,6 +31,22 @@ def _recipe(selector: str = "rho", **settings: Any) -> Recipe:
         ({"precision": "int8"}, "precision must be one of"),
         ({"batchnorm": "eval"}, "batchnorm must be one of"),
         ({"updates_per_scoring": 0}, "updates_per_scoring must be"),
+        ({"channels_last": "yes"}, "channels_last must be one of True, False; got 'yes'"),
+        ({"distil": "yes"}, "distil must be one of True, False; got 'yes'"),
+        ({"distil": True}, "distil=True, but there is no scorer"),
+        ({"resolution": -14}, "resolution must be a whole number"),
+        ({"resolution": 1.5}, "resolution must be a whole number"),
+        ({"resolution": 14}, "resolution=14, but mlp-512 takes images of one size alone"),
+        (
+            {"resolution": 14, "model": "resnet-18-16", "scorer": "lenet"},
+            "resolution=14, but lenet takes images of one size alone",
+        ),
+        ({"max_age": -1}, "max_age must be"),
+        ({"max_age": 9, "refresh": 1.5}, "refresh must be"),
+        (
+            {"max_age": 9, "model": "resnet-18-16"},
+            "max_age=9 scores few rows .* but batchnorm='candidates'",
+        ),
         ({"label_noise": 1.5}, r"label_noise must be a number in \[0.0, 1.0\]"),
         ({"holdout_noise": -0.1}, "holdout_noise must be"),
         ({"steps": 0}, "steps must be a whole number"),
@@ -85,6 +101,7 @@ def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> No
         ("rs2", {"select_anneal": 0.5}, "rs2 plans its epochs itself, so .*select_anneal=0.5"),
         ("infobatch", {"select_until": 0.5}, "infobatch plans its epochs itself"),
         ("svp", {"random_share": 0.5}, "svp plans its epochs itself"),
+        ("grad_norm", {"max_age": 9}, "max_age=9 remembers losses, but grad_norm needs logits"),
     ],
 )
 def test_settings_that_do_not_go_together(
@@ -114,12 +131,13 @@ def test_what_a_recipe_reads(
 
 
 def test_scoring_and_rule_are_those_of_the_settings() -> None:
-    recipe = _recipe(
-        "reducr", hyperparameters={"gamma": 4.0}, precision="bfloat16", updates_per_scoring=3,
-        batchnorm="running",
-    )  # fmt: skip
-    expected = rd.Scoring(batchnorm="running", precision="bfloat16", updates_per_scoring=3)
-    assert recipe.scoring == expected
+    settings: dict[str, Any] = {
+        "batchnorm": "running", "precision": "bfloat16", "channels_last": True, "resolution": 14,
+        "updates_per_scoring": 3, "max_age": 7, "refresh": 0.1,
+    }  # fmt: skip
+    recipe = _recipe("reducr", hyperparameters={"gamma": 4.0}, model="resnet-18-16", **settings)
+    assert recipe.scoring == rd.Scoring(**settings)
+    assert _recipe().scoring == rd.Scoring()
     assert recipe.rule is not recipe.rule  # a new one, with no memory of another run
 
 
@@ -151,11 +169,14 @@ def test_settings_from_text() -> None:
         {
             "steps": "7", "learning_rate": "1", "model": "mlp-64", "plan": "filter",
             "scorer": "mlp-64", "hyperparameters": "{}", "updates_per_scoring": "2",
+            "channels_last": "true", "distil": "true",
         }
     )  # fmt: skip
     assert (changed.steps, changed.learning_rate, changed.model) == (7, 1.0, "mlp-64")
     assert isinstance(changed.learning_rate, float)
     assert (changed.plan, changed.scorer, changed.updates_per_scoring) == ("filter", "mlp-64", 2)
+    assert (changed.channels_last, changed.distil) == (True, True)
+    assert changed.with_settings({"distil": "false"}).distil is False
 
 
 @pytest.mark.parametrize(
@@ -166,6 +187,9 @@ def test_settings_from_text() -> None:
         ({"steps": "many"}, "steps='many' is no int; it is 3000 by default"),
         ({"steps": "1.5"}, "steps='1.5' is no int"),
         ({"steps": "true"}, "steps='true' is no int"),
+        ({"learning_rate": "true"}, "learning_rate='true' is no float; it is 0.001 by default"),
+        ({"channels_last": "1"}, "channels_last='1' is no bool; it is False by default"),
+        ({"channels_last": "yes"}, "channels_last='yes' is no bool"),
         ({"hyperparameters": "[1]"}, r"hyperparameters='\[1\]' is no Mapping"),
         ({"noise": "3"}, "noise must be one of"),
     ],

@@ -19,6 +19,7 @@ from reducible.recipes.equal_time import (
     steps_within,
 )
 from reducible.recipes.online import ONLINE, VARIANTS, variant
+from reducible.recipes.scoring import SCORING, STEPS, WAYS
 
 
 def test_names_are_their_own_and_patterns_find_them() -> None:
@@ -164,3 +165,31 @@ def test_rules_of_variants() -> None:
     assert chosen("strong-rho-floor") == ("rho_calibrated", {"floor": 0.1}, 1, 0, 0)
     assert chosen("strong-rho-early") == ("rho", {}, 0.1, 0, 0)
     assert chosen("strong-rho-anneal") == ("rho", {}, 1, 1, 0)
+
+
+# -- the scoring study ----------------------------------------------------------------------------
+
+
+def test_ways_of_scoring_make_as_many_updates_on_the_same_data() -> None:
+    """What differs from exact scoring is the way alone."""
+    made = {recipe.name: recipe for recipe in SCORING}
+    for network, steps in STEPS.items():
+        exact = made[f"scoring/{network}/exact"]
+        assert (exact.selector, exact.n_b, exact.n_candidates, exact.steps) == (
+            "rho", 32, 320, steps
+        )  # fmt: skip
+        assert (exact.label_noise, exact.holdout_noise, exact.holdout_examples) == (0.1, 0.0, 7500)
+        assert (exact.schedule, exact.learning_rate, exact.train_examples) == (
+            "cosine", 2e-3, 20_000
+        )  # fmt: skip
+        assert exact.scoring == rd.Scoring()
+        for way, settings in WAYS.items():
+            mine = made.get(f"scoring/{network}/{way}")
+            if mine is None:
+                assert (network, way) == ("cnn", "small")
+                continue
+            differ = {f for f in mine.__dataclass_fields__ if getattr(mine, f) != getattr(exact, f)}
+            resnet_remembers = (network, way) == ("resnet", "remembered")
+            allowed = {"batchnorm"} if resnet_remembers else set[str]()
+            assert differ - {"name"} == set(settings) | allowed
+            assert RECIPES[mine.name] == mine

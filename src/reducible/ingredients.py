@@ -144,7 +144,9 @@ def loader_options(
         )
     if recipe.scorer:
         scorer = _new(recipe.scorer, seed)
-        options["scorer"] = CoTrained.following(scorer, optimizer, lr_ratio=1.0)
+        options["scorer"] = CoTrained.following(
+            scorer, optimizer, lr_ratio=1.0, distil=recipe.distil
+        )
     return options
 
 

@@ -131,3 +131,6 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
     }
 )
 """Name → constructor; all take ``num_classes=``, none needs an argument for 28×28 grey images."""
+
+RESNETS = frozenset({"resnet-18", "resnet-18-16"})
+"""Those that take images of any size, and normalise batches; the others do neither."""

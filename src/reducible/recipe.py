@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, final
 
-from reducible.measure import Scoring
-from reducible.models import MODELS
+from reducible.measure import RUNS_THE_MODEL, Scoring
+from reducible.models import MODELS, RESNETS
 from reducible.selectors import Scheduled, Selector, selector
 from reducible.types import ConfigurationError, require_between, require_one_of
 
-_CHOICES: Mapping[str, tuple[str, ...]] = {
+_CHOICES: Mapping[str, tuple[object, ...]] = {
     "dataset": ("fashion-mnist-30k", "fashion-mnist"),
     "train_on": ("train", "train+holdout", "holdout"),
     "noise": ("flip", "asymmetric", "web-like"),
@@ -22,6 +22,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "irreducible_from": ("holdout", "cross-fit"),
     "group_irreducible": ("models", "shared"),
     "gate": ("off", "auto"),
+    "distil": (True, False),
 }
 
 
@@ -59,12 +60,17 @@ class Recipe:
         plan_multiple: of the noise floor.
         plan_exponent: of the sampling weights.
         scorer: row of MODELS for a co-trained scorer; none where empty.
+        distil: the scorer learns what the model predicts, in place of the labels.
         precision: of scoring.
+        channels_last: see Scoring.
+        resolution: of the images that are scored, see Scoring; 0: as they are.
         updates_per_scoring: see Scoring.
         select_until: share of the steps at which the rule chooses; after them, chance does.
         select_anneal: share of the steps, before those, over which the rule's share of the rows
             shrinks to nothing.
         random_share: share of the rows that is left to chance throughout; see Scheduled.
+        max_age: of losses that are remembered in place of scoring, in updates, see Scoring.
+        refresh: share of the remembered ones that is scored all the same.
         gate: whether a gate decides if selection goes on; it watches progress on the holdout.
         evaluate_every: updates between evaluations on the test set.
         batchnorm: statistics used for scoring, see Scoring.
@@ -100,11 +106,16 @@ class Recipe:
     plan_multiple: float = 2.0
     plan_exponent: float = 0.5
     scorer: str = ""
+    distil: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = False
+    resolution: int = 0
     updates_per_scoring: int = 1
     select_until: float = 1.0
     select_anneal: float = 0.0
     random_share: float = 0.0
+    max_age: int = 0
+    refresh: float = 0.0
     gate: Literal["off", "auto"] = "off"
     evaluate_every: int = 50
     batchnorm: Literal["candidates", "running", "reference"] = "candidates"
@@ -150,7 +161,7 @@ class Recipe:
         require_between("plan_exponent", self.plan_exponent, 0.0, open_high=True)
         for name in ("learning_rate", "irreducible_rate"):
             require_between(name, getattr(self, name), 0.0, open_low=True)
-        _ = self.scoring  # raise here, not mid-run
+        self._check_scoring()
 
     def _check_schedule(self) -> None:
         """Raise ConfigurationError where the rule cannot be scheduled as asked."""
@@ -186,13 +197,46 @@ class Recipe:
                 f"{self.selector} plans its epochs itself, so plan={self.plan!r} would do nothing."
             )
 
+    def _check_scoring(self) -> None:
+        """Raise ConfigurationError where candidates cannot be scored so; here, not mid-run."""
+        require_between("resolution", self.resolution, 0, whole=True)
+        _ = self.scoring
+        if self.distil and not self.scorer:
+            raise ConfigurationError(
+                "distil=True, but there is no scorer to learn what the model predicts. Take "
+                "scorer='mlp-64'."
+            )
+        scored_by = self.scorer or self.model
+        if self.resolution and scored_by not in RESNETS:
+            raise ConfigurationError(
+                f"resolution={self.resolution}, but {scored_by} takes images of one size alone. "
+                f"Score with one of {', '.join(sorted(RESNETS))}, or leave resolution=0."
+            )
+        if self.max_age and scored_by in RESNETS and self.batchnorm != "running":
+            raise ConfigurationError(
+                f"max_age={self.max_age} scores few rows of a candidate batch, but "
+                f"batchnorm={self.batchnorm!r} takes statistics of all of it. Take "
+                "batchnorm='running'."
+            )
+        beyond = self.rule.needs & (RUNS_THE_MODEL - {"loss"})
+        if self.max_age and beyond:
+            raise ConfigurationError(
+                f"max_age={self.max_age} remembers losses, but {self.selector} needs "
+                f"{', '.join(sorted(beyond))}, for which every candidate must be scored. Leave "
+                "max_age=0."
+            )
+
     @property
     def scoring(self) -> Scoring:
         """How candidates are scored."""
         return Scoring(
             batchnorm=self.batchnorm,
             precision=self.precision,
+            channels_last=self.channels_last,
+            resolution=self.resolution or None,
             updates_per_scoring=self.updates_per_scoring,
+            max_age=self.max_age,
+            refresh=self.refresh,
         )
 
     @property
@@ -229,7 +273,7 @@ class Recipe:
         return grouped or (self.reads_irreducible_loss and self.irreducible_from == "holdout")
 
     def with_settings(self, settings: Mapping[str, str]) -> Recipe:
-        """This recipe with fields replaced, values given as text (``"500"``, ``"mlp-64"``).
+        """This recipe with fields replaced, values as text: ``"500"``, ``"mlp-64"``, ``"true"``.
 
         Raises:
             ConfigurationError: no such field, or a value of another type.
@@ -249,9 +293,10 @@ class Recipe:
             except ValueError:
                 value = text
             wanted = Mapping if isinstance(old, Mapping) else type(old)
-            if wanted is float and isinstance(value, int):
+            boolean = isinstance(value, bool)
+            if wanted is float and isinstance(value, int) and not boolean:
                 value = float(value)
-            if not isinstance(value, wanted) or isinstance(value, bool):
+            if not isinstance(value, wanted) or boolean != (wanted is bool):
                 raise ConfigurationError(
                     f"{name}={text!r} is no {types[name]}; it is {old!r} by default."
                 )

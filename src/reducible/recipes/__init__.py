@@ -9,11 +9,12 @@ from reducible.recipes.demo import DEMO
 from reducible.recipes.equal_time import EQUAL_TIME
 from reducible.recipes.groups import GROUPS
 from reducible.recipes.online import ONLINE
+from reducible.recipes.scoring import SCORING
 from reducible.selectors.table import did_you_mean
 from reducible.types import ConfigurationError
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
-    {r.name: r for r in (*DEMO, *GROUPS, *EQUAL_TIME, *ONLINE)}
+    {r.name: r for r in (*DEMO, *GROUPS, *EQUAL_TIME, *ONLINE, *SCORING)}
 )
 
 
@@ -41,4 +42,14 @@ def recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-__all__ = ["DEMO", "EQUAL_TIME", "GROUPS", "ONLINE", "RECIPES", "Recipe", "matching", "recipe"]
+__all__ = [
+    "DEMO",
+    "EQUAL_TIME",
+    "GROUPS",
+    "ONLINE",
+    "RECIPES",
+    "SCORING",
+    "Recipe",
+    "matching",
+    "recipe",
+]

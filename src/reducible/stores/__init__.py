@@ -9,7 +9,7 @@ from reducible.stores.identity import (
     require_disjoint,
     require_ids,
 )
-from reducible.stores.irreducible import IrreducibleLossStore
+from reducible.stores.irreducible import IrreducibleLossStore, write_in_pieces
 from reducible.stores.memory import LossMemory
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "origin_of",
     "require_disjoint",
     "require_ids",
+    "write_in_pieces",
 ]

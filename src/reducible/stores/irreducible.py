@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, final
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from reducible.files import replacing
+from reducible.stores import layout
 from reducible.stores.identity import fingerprint as make_fingerprint
 from reducible.stores.identity import require_ids
-from reducible.types import StoreError, name_ids
-
-_FORMAT = "reducible.irreducible_loss.1"
-_CHUNK = 1 << 24  # elements checked or hashed at a time
+from reducible.types import StoreError, name_ids, require_between
 
 
 @final
@@ -70,11 +65,8 @@ class IrreducibleLossStore:
                 f"{values.dtype} of shape {tuple(values.shape)}."
             )
         values = values.detach().to("cpu", torch.float32).contiguous()
-        if any(bool(piece.isinf().any()) for piece in values.view(-1).split(_CHUNK)):
-            raise StoreError(
-                "irreducible losses hold infinite values: the irreducible-loss model diverged. "
-                "Fit it with a lower learning rate. (NaN marks an example never scored.)"
-            )
+        for piece in values.view(-1).split(layout.CHUNK):
+            _require_no_infinity(piece)
         if ids is not None:
             ids = ids.detach().cpu()
             if ids.shape != values.shape[:1]:
@@ -172,14 +164,8 @@ class IrreducibleLossStore:
         (a full disk), the temporary file is removed and a previous store stays.
         """
         tensors = {"values": self._values} | ({} if self._ids is None else {"ids": self._ids})
-        metadata = {
-            "format": _FORMAT,
-            "fingerprint": self.fingerprint,
-            "header": json.dumps(self.header),
-        }
-        metadata["checksum"] = _checksum(tensors, metadata)
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+        columns = {name: layout.Column.of(tensor) for name, tensor in tensors.items()}
+        layout.write(path, columns, fingerprint=self.fingerprint, header=self.header)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> IrreducibleLossStore:
@@ -197,22 +183,67 @@ class IrreducibleLossStore:
             if isinstance(error, FileNotFoundError):
                 raise
             raise StoreError(f"{damaged} ({error}): truncated or damaged. Fit it again.") from error
-        if metadata.get("format") != _FORMAT or "values" not in tensors:
+        if metadata.get("format") != layout.FORMAT or "values" not in tensors:
             raise StoreError(f"{damaged}: its format is {metadata.get('format')!r}.")
-        if _checksum(tensors, metadata) != metadata.get("checksum"):
+        if layout.checksum(tensors, metadata) != metadata.get("checksum"):
             raise StoreError(f"{damaged}: its checksum does not match. Fit it again.")
         header = json.loads(metadata["header"])
         return cls(tensors["values"], tensors.get("ids"), metadata["fingerprint"], header)
 
 
-def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """Digest of the metadata and of names, shapes and bytes of the tensors, read in pieces."""
-    digest = hashlib.blake2b(digest_size=16)
-    for key in ("format", "fingerprint", "header"):
-        digest.update(f"{key}={metadata.get(key)};".encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        for piece in tensor.reshape(-1).split(_CHUNK):
-            digest.update(piece.numpy().data)
-    return digest.hexdigest()
+def write_in_pieces(
+    path: str | os.PathLike[str],
+    pieces: Iterable[Tensor],
+    rows: int,
+    *,
+    groups: int = 0,
+    fingerprint: str = "",
+    header: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a store of ids 0 … N−1 that need not fit into memory; whole or not at all.
+
+    The file is the one that ``IrreducibleLossStore.save`` writes of all the pieces together.
+
+    Args:
+        path: of the file.
+        pieces: [M] or [M, G] floating, NaN: never scored; in the order of ids.
+        rows: N, of all of them.
+        groups: G; 0: one loss per example.
+        fingerprint: see ``IrreducibleLossStore.from_tensor``.
+        header: anything JSON takes.
+
+    Raises:
+        StoreError: pieces of another shape, more or fewer rows than ``rows``, an infinite value.
+        ConfigurationError: ``rows`` or ``groups`` that cannot be.
+    """
+    require_between("rows", rows, 1, whole=True)
+    require_between("groups", groups, 0, whole=True)
+    shape = (rows, groups) if groups else (rows,)
+    column = layout.Column(torch.float32, shape, _checked(pieces, shape))
+    layout.write(path, {"values": column}, fingerprint=fingerprint, header=header or {})
+
+
+def _checked(pieces: Iterable[Tensor], shape: tuple[int, ...]) -> Iterator[Tensor]:
+    """The pieces as float32 on the CPU, which are those of a tensor of ``shape``."""
+    rows = 0
+    for piece in pieces:
+        if piece.shape[1:] != shape[1:] or piece.dim() == 0 or not piece.is_floating_point():
+            wanted = "[M, G] with G = " + str(shape[1]) if len(shape) == 2 else "[M]"
+            raise StoreError(
+                f"a piece of irreducible losses must be floating, {wanted}; got {piece.dtype} of "
+                f"shape {tuple(piece.shape)}."
+            )
+        rows += len(piece)
+        piece = piece.detach().to("cpu", torch.float32).contiguous()
+        _require_no_infinity(piece)
+        yield piece
+    if rows != shape[0]:
+        raise StoreError(f"the pieces hold {rows} rows of irreducible losses, not rows={shape[0]}.")
+
+
+def _require_no_infinity(values: Tensor) -> None:
+    if bool(values.isinf().any()):
+        raise StoreError(
+            "irreducible losses hold infinite values: the irreducible-loss model diverged. "
+            "Fit it with a lower learning rate. (NaN marks an example never scored.)"
+        )
