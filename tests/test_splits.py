@@ -10,7 +10,7 @@ import torch
 import reducible as rd
 from reducible.data import EMBEDDED, TensorSet, fashion_mnist
 from reducible.recipe import Recipe
-from reducible.splits import Splits, make_splits
+from reducible.splits import make_splits
 
 POOL = fashion_mnist("train", root=EMBEDDED)
 TEST = fashion_mnist("test", root=EMBEDDED)
@@ -23,7 +23,8 @@ def read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reducible.splits.fashion_mnist", lambda split, **_: read[split])
 
 
-def _splits(seed: int = 1, **settings: Any) -> Splits:
+def _splits(seed: int = 1, **settings: Any) -> Any:
+    """Splits whose parts are TensorSets."""
     small: dict[str, Any] = {"train_examples": 1000, "holdout_examples": 400, "n_candidates": 100}
     return make_splits(Recipe(name="r", selector="uniform", **(small | settings)), seed)
 
