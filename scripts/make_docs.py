@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from reducible.pages import write_pages
-from reducible.recipes.equal_time import DATA, NETWORKS, measured
+from reducible.recipes.equal_time import NETWORKS, data_of, measured
 from reducible.report.equal_time import Outcome, outcomes, overview, plot_overview, seeds_of, table
 from reducible.report.studies import demo_table, replace_block
 
@@ -24,7 +24,8 @@ def equal_time() -> None:
             continue
         for holdout, title in HOLDOUTS.items():
             found = {
-                data: outcomes(ROOT / "results", network, data, holdout, known) for data in DATA
+                data: outcomes(ROOT / "results", network, data, holdout, known)
+                for data in data_of(network)
             }
             found = {d: rows for d, rows in found.items() if _complete(rows)}
             if not any(rule.rule.startswith("plan") for rows in found.values() for rule in rows):

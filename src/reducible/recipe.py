@@ -61,7 +61,7 @@ class Recipe:
         loss: what is minimised; smoothing by 0.1, or generalised cross-entropy with q = 0.7
             (Zhang & Sabuncu 2018), as robust baselines.
         plan: what irreducible losses decide before training, see Plan.
-        plan_multiple: of the noise floor.
+        plan_multiple: of the noise floor; below 1 for sentences, see ``noise_floor_filter``.
         plan_exponent: of the sampling weights.
         scorer: the same, for a co-trained scorer; none where empty.
         precision: of scoring.
