@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from reducible.pages import write_pages
-from reducible.recipes.equal_time import DATA, NETWORKS, measured
+from reducible.recipes.equal_time import DATA, NETWORKS, data_of, measured
 from reducible.recipes.online import ONLINE, VARIANTS
 from reducible.recipes.scoring import STEPS
 from reducible.report.equal_time import Outcome, outcomes, overview, plot_overview, seeds_of, table
@@ -28,7 +28,8 @@ def equal_time() -> None:
             continue
         for holdout, title in HOLDOUTS.items():
             found = {
-                data: outcomes(ROOT / "results", network, data, holdout, known) for data in DATA
+                data: outcomes(ROOT / "results", network, data, holdout, known)
+                for data in data_of(network)
             }
             found = {d: rows for d, rows in found.items() if _complete(rows)}
             if not any(rule.rule.startswith("plan") for rows in found.values() for rule in rows):

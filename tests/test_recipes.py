@@ -13,8 +13,10 @@ from reducible.recipes.equal_time import (
     DATA,
     RULES,
     cell,
+    data_of,
     holdouts,
     measured,
+    rules_of,
     setting,
     steps_within,
 )
@@ -34,7 +36,7 @@ def test_names_are_their_own_and_patterns_find_them() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("data", data_of("mlp"))
 def test_every_cell_costs_its_budget(rule: str, data: str) -> None:
     known = measured()
     about = known["mlp"]
@@ -58,6 +60,24 @@ def test_rules_differ_from_uniform_in_what_they_say_alone() -> None:
         if getattr(uniform, name) != getattr(plan, name)
     }
     assert differ == {"name", "plan", "plan_exponent"}
+
+
+def test_small_slices_of_the_study_are_of_one_kind_of_data_and_four_rules() -> None:
+    assert data_of("cnn") == data_of("mlp") == tuple(d for d in DATA if d != "flip-20")
+    assert rules_of("cnn") == rules_of("mlp") == tuple(RULES)
+    for network, data in (("resnet", "flip-40"), ("minilm", "flip-20")):
+        assert data_of(network) == (data,)
+        assert rules_of(network) == ("uniform", "rho", "plan-filter", "plan-online")
+
+
+@pytest.mark.parametrize("rule", rules_of("minilm"))
+def test_minilm_is_fine_tuned_on_noisy_sentences(rule: str) -> None:
+    made = setting("minilm", "flip-20", holdouts(rule)[0], rule)
+    assert (made.dataset, made.model) == ("film-sentences", "minilm")
+    assert made.irreducible_model == "bag-of-embeddings"
+    assert (made.label_noise, made.holdout_noise) == (0.2, 0.2)
+    assert made.n_b == 32
+    assert made.schedule == "cosine"
 
 
 def test_a_budget_that_the_fit_eats_up_leaves_one_step() -> None:

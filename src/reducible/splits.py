@@ -12,17 +12,22 @@ from reducible.data import (
     EMBEDDED,
     NoisyLabels,
     TensorSet,
+    TokenSet,
     confusable_pairs,
     confuse_labels,
     fashion_mnist,
     flip_labels,
+    sentiment,
     web_like,
 )
+from reducible.encoders import minilm_tokenizer
 from reducible.irreducible import fit_proxy
 from reducible.models import MODELS
 from reducible.recipe import Recipe
 from reducible.seeds import stream_seed
 from reducible.types import ConfigurationError
+
+_TEST_SENTENCES = 2_000  # film sentences have no official test set; these are one for every seed
 
 
 @final
@@ -33,30 +38,32 @@ class Splits:
     Attributes:
         train: D, with its wrong labels.
         holdout: disjoint from D; None where the recipe has none.
-        test: what runs are evaluated on: the test set, or a validation part of the training images.
+        test: what runs are evaluated on: the test set, or a validation part of the training data.
         corrupted: [max id + 1] bool, whether a train id's label is wrong.
     """
 
-    train: TensorSet
-    holdout: TensorSet | None
-    test: TensorSet
+    train: TensorSet | TokenSet
+    holdout: TensorSet | TokenSet | None
+    test: TensorSet | TokenSet
     corrupted: Tensor
 
 
 def make_splits(recipe: Recipe, seed: int) -> Splits:
-    """Cut train set, holdout and validation set from the training images, and corrupt labels."""
+    """Cut train set, holdout and validation set from the training data, and corrupt labels."""
     generator = torch.Generator().manual_seed(stream_seed(seed, 0))
-    root = EMBEDDED if recipe.dataset == "fashion-mnist-30k" else None
-    pool, test = fashion_mnist("train", root=root), fashion_mnist("test", root=root)
+    pool, test = _pool_and_test(recipe.dataset)
     ends = [recipe.train_examples, recipe.holdout_examples, recipe.validation_examples]
     if sum(ends) > len(pool):
         raise ConfigurationError(
             f"train, holdout and validation want {sum(ends)} examples, the data set has "
-            f"{len(pool)}. Ask for fewer, or take dataset='fashion-mnist'."
+            f"{len(pool)}. Ask for fewer"
+            + ("." if recipe.of_texts else ", or take dataset='fashion-mnist'.")
         )
     order = torch.randperm(len(pool), generator=generator)
     own, held, validation = order[: sum(ends)].split(ends)
-    confusion = _confusion(pool, own) if recipe.noise == "asymmetric" else None
+    confusion = None
+    if recipe.noise == "asymmetric" and isinstance(pool, TensorSet):
+        confusion = _confusion(pool, own)
     train, wrong = _corrupted(
         pool.subset(own), recipe.noise, recipe.label_noise, confusion, "train", generator
     )
@@ -75,14 +82,24 @@ def make_splits(recipe: Recipe, seed: int) -> Splits:
     return Splits(train, holdout, test, corrupted)
 
 
+def _pool_and_test(dataset: str) -> tuple[TensorSet | TokenSet, TensorSet | TokenSet]:
+    """What train set, holdout and validation set are cut from, and the test set."""
+    if dataset == "film-sentences":
+        data = sentiment(minilm_tokenizer())
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+        return data.subset(order[_TEST_SENTENCES:]), data.subset(order[:_TEST_SENTENCES])
+    root = EMBEDDED if dataset == "fashion-mnist-30k" else None
+    return fashion_mnist("train", root=root), fashion_mnist("test", root=root)
+
+
 def _corrupted(
-    part: TensorSet,
+    part: TensorSet | TokenSet,
     noise: str,
     share: float,
     confusion: Tensor | None,
     name: str,
     generator: torch.Generator,
-) -> tuple[TensorSet, Tensor]:
+) -> tuple[TensorSet | TokenSet, Tensor]:
     """The part with wrong labels, and which are wrong ([M] bool)."""
     classes = part.num_classes
     if noise == "web-like" and (share > 0 or name == "train"):
@@ -120,17 +137,35 @@ def _confusion(pool: TensorSet, rows: Tensor) -> Tensor:
 
 
 def _with_holdout(
-    recipe: Recipe, train: TensorSet, holdout: TensorSet, wrong: Tensor, holdout_wrong: Tensor
-) -> tuple[TensorSet, Tensor]:
+    recipe: Recipe,
+    train: TensorSet | TokenSet,
+    holdout: TensorSet | TokenSet,
+    wrong: Tensor,
+    holdout_wrong: Tensor,
+) -> tuple[TensorSet | TokenSet, Tensor]:
     """What the baselines that use the holdout for training are trained on."""
     if recipe.train_on == "holdout":
         only = holdout.resampled(torch.arange(len(holdout)))
         return only, holdout_wrong
-    both = TensorSet(
-        torch.cat([train.inputs, holdout.inputs]),
-        torch.cat([train.targets, holdout.targets]),
-        num_classes=train.num_classes,
-        mean=train.mean,
-        std=train.std,
+    return _joined(train, holdout), torch.cat([wrong, holdout_wrong])
+
+
+def _joined(first: TensorSet | TokenSet, second: TensorSet | TokenSet) -> TensorSet | TokenSet:
+    """The rows of both, as a data set of its own."""
+    targets = torch.cat([first.targets, second.targets])
+    if isinstance(first, TokenSet) and isinstance(second, TokenSet):
+        return TokenSet(
+            torch.cat([first.tokens, second.tokens]),
+            torch.cat([first.lengths, second.lengths]),
+            targets,
+            num_classes=first.num_classes,
+        )
+    assert isinstance(first, TensorSet)
+    assert isinstance(second, TensorSet)
+    return TensorSet(
+        torch.cat([first.inputs, second.inputs]),
+        targets,
+        num_classes=first.num_classes,
+        mean=first.mean,
+        std=first.std,
     )
-    return both, torch.cat([wrong, holdout_wrong])

@@ -44,6 +44,10 @@ class Task(ABC):
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """[B] loss of each example."""
 
+    def unpadded(self, batch: Any) -> Any:
+        """``batch`` without padding that no row needs; as it is where there is none."""
+        return batch
+
     def side_by_side(self, logits: Tensor, targets: Tensor) -> Tensor:
         """[B, M] loss of each example under each of M logits, [B, C, M]."""
         rows, _, several = logits.shape

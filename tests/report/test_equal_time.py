@@ -116,6 +116,21 @@ def test_a_rule_that_reaches_it_in_its_shortest_run_is_marked(found: list[Outcom
     assert "≤ 0.50" in table([uniform, plan])
 
 
+def test_a_network_of_one_kind_of_data_is_shown(tmp_path: Path) -> None:
+    known = {"resnet": {"plateau": 500, "rules": KNOWN["mlp"]["rules"]}}
+    _write(tmp_path, "equal-time/resnet/flip-40/any/1x/uniform", 500, [0.8] * 5, 0.4)
+    _write(tmp_path, "equal-time/resnet/flip-40/noisy/1x/plan", 400, [0.9] * 5, 0.1)
+    found = outcomes(tmp_path, "resnet", "flip-40", "noisy", known)
+    assert [(o.rule, o.time) for o in found] == [("uniform", {"1x": 1.0}), ("plan", {"1x": 1.0})]
+    assert outcomes(tmp_path, "resnet", "clean", "noisy", known) == []
+    assert overview({"flip-40": found}).split("\n")[2:] == [
+        "| uniform | 80.0 % |",
+        "| plan: filter and weights | **+10.0 (+10.0 to +10.0)**, time ≤ 1.00 |",
+    ]
+    plot_overview({"flip-40": found}, tmp_path / "one.png")
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_picture_is_drawn(found: list[Outcome], tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     plot_overview({"flip-10": found, "flip-40": found}, path)

@@ -15,7 +15,7 @@ from typing import Any
 
 from reducible.recipe import Recipe
 
-_BASE = Recipe(
+_IMAGES = Recipe(
     name="equal-time",
     selector="uniform",
     train_examples=20_000,
@@ -28,15 +28,35 @@ _BASE = Recipe(
     irreducible_smoothing=0.02,
 )
 
-NETWORKS: Mapping[str, str] = MappingProxyType(
-    {"mlp": "mlp-512", "cnn": "lenet", "resnet": "resnet-18-16"}
+_SENTENCES = replace(
+    _IMAGES,
+    dataset="film-sentences",
+    model="minilm",
+    train_examples=5_000,
+    holdout_examples=2_000,
+    learning_rate=1e-4,
+    irreducible_model="bag-of-embeddings",
+    irreducible_epochs=4,
+    irreducible_batch=64,
+    irreducible_rate=2e-3,
+    plan_multiple=0.8,  # two classes: the floor is about ½
 )
-"""Name in the study → row of MODELS."""
+
+_BASES: Mapping[str, Recipe] = {
+    "mlp": _IMAGES,
+    "cnn": replace(_IMAGES, model="lenet"),
+    "resnet": replace(_IMAGES, model="resnet-18-16"),
+    "minilm": _SENTENCES,
+}
+
+NETWORKS: Mapping[str, str] = MappingProxyType({name: b.model for name, b in _BASES.items()})
+"""Name in the study → row of MODELS, or of TEXT_MODELS."""
 
 DATA: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "clean": {"label_noise": 0.0},
         "flip-10": {"label_noise": 0.1},
+        "flip-20": {"label_noise": 0.2},
         "flip-40": {"label_noise": 0.4},
         "asymmetric-30": {"noise": "asymmetric", "label_noise": 0.3},
         "web-like": {"noise": "web-like", "label_noise": 0.3},
@@ -95,6 +115,18 @@ _FIVE_WITH_CLEAN_HOLDOUT = frozenset(
     {"holdout-only", "uniform-all", "rho", "plan-filter", "plan-online"}
 )
 _FOUR = frozenset({"uniform", "rho", "plan-filter", "plan-online"})
+_SLICES: Mapping[str, str] = {"resnet": "flip-40", "minilm": "flip-20"}  # one kind of data, _FOUR
+
+
+def data_of(network: str) -> tuple[str, ...]:
+    """The kinds of data that ``network`` is run on."""
+    every = ("clean", "flip-10", "flip-40", "asymmetric-30", "web-like")
+    return (_SLICES[network],) if network in _SLICES else every
+
+
+def rules_of(network: str) -> tuple[str, ...]:
+    """The rules that ``network`` is run with."""
+    return tuple(rule for rule in RULES if network not in _SLICES or rule in _FOUR)
 
 
 def holdouts(rule: str) -> tuple[str, ...]:
@@ -113,9 +145,8 @@ def setting(network: str, data: str, holdout: str, rule: str) -> Recipe:
     """
     noise = DATA[data]
     return replace(
-        _BASE,
+        _BASES[network],
         name=f"equal-time/{network}/{data}/{holdout}/{rule}",
-        model=NETWORKS[network],
         holdout_noise=0.0 if holdout == "clean" else noise["label_noise"],
         **noise,
         **RULES[rule],
@@ -173,18 +204,18 @@ def _cells(known: Mapping[str, Any]) -> list[Recipe]:
     """All cells of the networks that were measured, the most telling first."""
     wanted: list[tuple[str, str, str, str, str]] = []
     for budget in ("1x", "0.5x", "2x"):
-        for data in DATA:
+        for data in data_of("mlp"):
             for rule in RULES:
                 wanted += [("mlp", data, h, budget, rule) for h in holdouts(rule)]
-    for data in DATA:
+    for data in data_of("cnn"):
         for rule in RULES:
             for holdout in holdouts(rule):
                 if holdout != "clean" or rule in _FIVE_WITH_CLEAN_HOLDOUT:
                     wanted.append(("cnn", data, holdout, "1x", rule))
     wanted += [
-        ("resnet", "flip-40", "any" if r in _NO_HOLDOUT else "noisy", "1x", r)
-        for r in RULES
-        if r in _FOUR
+        (network, data, holdouts(rule)[0], "1x", rule)
+        for network, data in _SLICES.items()
+        for rule in rules_of(network)
     ]
     return [
         cell(*where, known)
