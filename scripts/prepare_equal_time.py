@@ -23,7 +23,12 @@ from typing import Any
 import torch
 
 from reducible.gate import Gate
-from reducible.ingredients import candidate_loader, irreducible_store, loader_options
+from reducible.ingredients import (
+    candidate_loader,
+    irreducible_store,
+    loader_options,
+    make_plan,
+)
 from reducible.ledger import Ledger
 from reducible.loop import SelectingLoader, weighted_mean
 from reducible.recipe import Recipe
@@ -164,8 +169,10 @@ def _updates(recipe: Recipe, folder: Path) -> Iterator[float]:
     model, task = recipe.models[recipe.model](), recipe.task
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     order = torch.Generator().manual_seed(0)
+    plan = make_plan(recipe, splits, store, folder)
+    floor = plan.noise_floor if plan and recipe.loss == "noise-floor" else None
     batches = SelectingLoader(
-        candidate_loader(recipe, splits, store, folder, generator=order),
+        candidate_loader(recipe, splits, plan, generator=order),
         model,
         recipe.rule,
         keep=recipe.n_b,
@@ -180,7 +187,7 @@ def _updates(recipe: Recipe, folder: Path) -> Iterator[float]:
         for chosen in batches:
             batch = task.unpadded(chosen.batch)
             logits = task.forward(model, batch).logits
-            loss = per_example_loss(recipe.loss, logits, task.targets(batch))
+            loss = per_example_loss(recipe.loss, logits, task.targets(batch), floor)
             batches.remember(chosen.ids, loss)
             optimizer.zero_grad()
             weighted_mean(loss, chosen.weights).backward()

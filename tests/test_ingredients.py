@@ -14,7 +14,12 @@ from safetensors.torch import load_file
 import reducible as rd
 from reducible import ingredients
 from reducible.data import EMBEDDED, fashion_mnist
-from reducible.ingredients import candidate_loader, irreducible_store, loader_options
+from reducible.ingredients import (
+    candidate_loader,
+    irreducible_store,
+    loader_options,
+    make_plan,
+)
 from reducible.irreducible import assign_folds
 from reducible.models import MODELS
 from reducible.recipe import Recipe
@@ -170,7 +175,8 @@ def test_the_loader_of_a_plan_gives_whole_batches_without_repeats(tmp_path: Path
     recipe = _recipe("train_loss", plan="filter+weights", **LEARNT)
     splits, store = _store(recipe, tmp_path)
     generator = torch.Generator().manual_seed(0)
-    loader = candidate_loader(recipe, splits, store, tmp_path, generator=generator)
+    plan = make_plan(recipe, splits, store, tmp_path)
+    loader = candidate_loader(recipe, splits, plan, generator=generator)
     kept = rd.Plan.load(tmp_path / "plan.safetensors").ids.numel()
     for _ in range(3):
         batches = list(loader)
@@ -184,7 +190,8 @@ def test_the_loader_of_a_plan_gives_whole_batches_without_repeats(tmp_path: Path
 def test_without_a_plan_the_order_is_a_shuffle(tmp_path: Path) -> None:
     recipe = _recipe("train_loss")
     splits = make_splits(recipe, 3)
-    loader = candidate_loader(recipe, splits, None, tmp_path, generator=torch.Generator())
+    assert make_plan(recipe, splits, None, tmp_path) is None
+    loader = candidate_loader(recipe, splits, None, generator=torch.Generator())
     ids = torch.cat([ids for ids, _ in loader])
     assert sorted(ids.tolist()) == sorted(splits.train.ids.tolist())
     assert list(tmp_path.iterdir()) == []

@@ -75,31 +75,38 @@ def irreducible_store(
     else:
         if recipe.rule.lr_ratio is not None:
             options["save_model"] = out / MODEL
-        store = fit_irreducible_loss(make_model, splits.holdout, train, **options)
+        store = fit_irreducible_loss(make_model, splits.holdout, splits.scored, **options)
     store.save(out / STORE)
     return store
 
 
-def candidate_loader(
-    recipe: Recipe,
-    splits: Splits,
-    store: IrreducibleLossStore | None,
-    out: Path,
-    *,
-    generator: torch.Generator,
-) -> Any:
-    """Candidate batches in the order of the plan, or shuffled where there is none."""
-    train = splits.train
+def make_plan(
+    recipe: Recipe, splits: Splits, store: IrreducibleLossStore | None, out: Path
+) -> Plan | None:
+    """The plan that the recipe asks for, kept in ``out``; None without any."""
     if recipe.plan == "none" or store is None:
-        return train.loader(recipe.n_candidates, generator=generator)
+        return None
+    judged = splits.scored if recipe.irreducible_from == "holdout" else splits.train
     plan = Plan.from_irreducible_loss(
         store,
-        train.ids,
-        train.targets,
+        judged.ids,
+        judged.targets,
         multiple=recipe.plan_multiple if "filter" in recipe.plan else 0.0,
         exponent=recipe.plan_exponent if "weights" in recipe.plan else 0.0,
     )
+    if judged is not splits.train and len(judged) < len(splits.train):
+        plan = plan.including(splits.train.ids[~torch.isin(splits.train.ids, judged.ids)])
     plan.save(out / PLAN)
+    return plan
+
+
+def candidate_loader(
+    recipe: Recipe, splits: Splits, plan: Plan | None, *, generator: torch.Generator
+) -> Any:
+    """Candidate batches in the order of the plan, or shuffled where there is none."""
+    train = splits.train
+    if plan is None:
+        return train.loader(recipe.n_candidates, generator=generator)
     order = plan.sampler(train, generator=generator, batch_size=recipe.n_candidates)
     batches = BatchSampler(order, recipe.n_candidates, True)
     return DataLoader(train, batch_size=None, sampler=batches, collate_fn=_whole)

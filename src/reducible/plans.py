@@ -57,6 +57,20 @@ def residual_weights(probability: Tensor, *, exponent: float, offset: float = 0.
     return weight / weight.mean()
 
 
+def wrong_probability(probability: Tensor, labels: Tensor, floor: Tensor) -> Tensor:
+    """min(1, m_{y_i} / p_IL(y_i | x_i)): that the label is noise, by Bayes' rule; [N].
+
+    Where the model's p_IL(k | x) is a mixture of a right label and noise of m_k, whatever the
+    input. Its mean estimates the share of wrong labels of this kind.
+
+    Args:
+        probability: [N] p_IL(y_i | x_i).
+        labels: [N] int64.
+        floor: [C] m_k.
+    """
+    return (floor[labels] / probability).clamp(max=1.0)
+
+
 def noise_floor_loss(loss: Tensor, targets: Tensor, floor: Tensor) -> Tensor:
     """−log((1 − Σ_c m_c)·exp(−L_i) + m_{y_i}): cross-entropy that allows for wrong labels; [K].
 
@@ -163,6 +177,7 @@ class Plan:
             )
         weight = residual_weights(probability[keep], exponent=exponent, offset=offset)
         dropped = ids[~keep][probability[~keep].argsort(stable=True)]
+        wrong = wrong_probability(probability, labels, floor)  # [N]
         settings = {"multiple": multiple, "exponent": exponent, "offset": offset}
         return cls(
             ids=ids[keep],
@@ -173,6 +188,8 @@ class Plan:
                 "examples": ids.numel(),
                 "kept": int(keep.sum()),
                 "noise_floor": floor.tolist(),
+                "wrong_share": float(wrong.mean()),
+                "wrong_share_kept": float((weight * wrong[keep]).mean()),
                 "by_class": _by_class(labels, keep, probability),
                 "highest_irreducible_loss": dropped[:20].tolist(),
                 "fingerprint": store.fingerprint,
@@ -182,24 +199,29 @@ class Plan:
 
     @property
     def noise_floor(self) -> Tensor:
-        """[C] float32 m_k, for ``noise_floor_loss``.
+        """[C] float32 for ``noise_floor_loss``: m_k by the share of the noise that is left.
+
+        That is, times the estimated share of wrong labels among the draws over that in all data.
 
         Raises:
             DataError: they add up to 1 or more, so the model that they come from knows nothing.
         """
-        floor = torch.tensor(self.report["noise_floor"], dtype=torch.float32)
+        floor = torch.tensor(self.report["noise_floor"], dtype=torch.float64)
+        before = self.report["wrong_share"]
+        floor = floor * (self.report["wrong_share_kept"] / before if before > 0 else 1.0)
         if not float(floor.sum()) < 1.0:
             raise DataError(
                 f"the noise floors add up to {float(floor.sum()):.3g}: the irreducible-loss model "
                 "gives every class as much as it would by chance. Fit it longer, or train with the "
                 "plain loss."
             )
-        return floor
+        return floor.float()
 
     def including(self, ids: Tensor) -> Plan:
         """The plan with other examples too, each as often as the mean one.
 
         For those that no irreducible loss speaks of: the holdout's own, where it may be trained on.
+        As many of their labels are taken to be wrong as of all that the plan has judged.
 
         Args:
             ids: [M] int64, none of which the plan keeps or drops.
@@ -218,7 +240,9 @@ class Plan:
         joined = torch.cat([self.ids, ids.cpu()])
         weight = torch.cat([self.weight, self.weight.new_ones(ids.numel())])
         order = joined.argsort()
-        report = {**self.report, "included": ids.numel()}
+        kept, new = self.ids.numel(), ids.numel()
+        wrong = kept * self.report["wrong_share_kept"] + new * self.report["wrong_share"]
+        report = {**self.report, "included": new, "wrong_share_kept": wrong / (kept + new)}
         return Plan(ids=joined[order], weight=weight[order], dropped=self.dropped, report=report)
 
     def sampler(

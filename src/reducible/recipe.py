@@ -21,13 +21,14 @@ _CHOICES: Mapping[str, tuple[object, ...]] = {
     "train_on": ("train", "train+holdout", "holdout"),
     "noise": ("flip", "asymmetric", "web-like"),
     "schedule": ("constant", "cosine"),
-    "loss": ("cross-entropy", "label-smoothing", "generalised"),
+    "loss": ("cross-entropy", "label-smoothing", "generalised", "noise-floor"),
     "plan": ("none", "filter", "weights", "filter+weights"),
     "irreducible_from": ("holdout", "cross-fit"),
     "group_irreducible": ("models", "shared"),
     "gate": ("off", "auto"),
     "distil": (True, False),
 }
+_STORED = frozenset({"irreducible_loss", "group_irreducible_loss"})
 
 
 @final
@@ -60,7 +61,8 @@ class Recipe:
         weight_decay: of AdamW.
         schedule: of the learning rate over the steps.
         loss: what is minimised; smoothing by 0.1, or generalised cross-entropy with q = 0.7
-            (Zhang & Sabuncu 2018), as robust baselines.
+            (Zhang & Sabuncu 2018), as robust baselines; or that with the plan's noise floor, see
+            ``noise_floor_loss``.
         plan: what irreducible losses decide before training, see Plan.
         plan_multiple: of the noise floor; below 1 for sentences, see ``noise_floor_filter``.
         plan_exponent: of the sampling weights.
@@ -106,7 +108,9 @@ class Recipe:
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     schedule: Literal["constant", "cosine"] = "constant"
-    loss: Literal["cross-entropy", "label-smoothing", "generalised"] = "cross-entropy"
+    loss: Literal["cross-entropy", "label-smoothing", "generalised", "noise-floor"] = (
+        "cross-entropy"
+    )
     plan: Literal["none", "filter", "weights", "filter+weights"] = "none"
     plan_multiple: float = 2.0
     plan_exponent: float = 0.5
@@ -202,12 +206,24 @@ class Recipe:
     def _check_rule(self) -> None:
         """Raise ConfigurationError where the rule does not go with the other settings."""
         rule = self.rule
+        on_holdout = self.train_on != "train" and self.irreducible_from == "holdout"
+        planned = self.train_on == "holdout" and self.plan != "none"
+        if on_holdout and (planned or rule.needs & _STORED):
+            raise ConfigurationError(
+                f"train_on={self.train_on!r}, but no model of the holdout can judge the holdout's "
+                f"own examples, which {self.selector} with plan={self.plan!r} wants. Take "
+                "irreducible_from='cross-fit', or train_on='train'."
+            )
         if rule.lr_ratio is not None and self.irreducible_from == "cross-fit":
             raise ConfigurationError(
                 f"{self.selector} keeps training one irreducible-loss model, but cross-fitting "
                 "makes two. Take irreducible_from='holdout'."
             )
         if self.plan == "none":
+            if self.loss == "noise-floor":
+                raise ConfigurationError(
+                    "loss='noise-floor' reads the floor of a plan: take plan='filter'."
+                )
             return
         if "group_irreducible_loss" in rule.needs:
             raise ConfigurationError(
@@ -298,8 +314,7 @@ class Recipe:
     @property
     def reads_irreducible_loss(self) -> bool:
         """Whether selector or plan read irreducible losses."""
-        stored = {"irreducible_loss", "group_irreducible_loss"}
-        return self.plan != "none" or bool(self.rule.needs & stored)
+        return self.plan != "none" or bool(self.rule.needs & _STORED)
 
     @property
     def from_holdout(self) -> bool:

@@ -25,9 +25,11 @@ from reducible.ingredients import (
     evaluation_batches,
     irreducible_store,
     loader_options,
+    make_plan,
 )
 from reducible.ledger import Ledger
 from reducible.loop import SelectingLoader, weighted_mean
+from reducible.plans import noise_floor_loss
 from reducible.recipe import Recipe
 from reducible.records import (
     MetricsWriter,
@@ -47,16 +49,20 @@ from reducible.types import ConfigurationError, require_between
 _FINAL_EVALUATIONS = 5  # final accuracy is the mean of the last so many at a constant rate
 
 
-def per_example_loss(name: str, logits: Tensor, targets: Tensor) -> Tensor:
+def per_example_loss(
+    name: str, logits: Tensor, targets: Tensor, floor: Tensor | None = None
+) -> Tensor:
     """[K] losses of a recipe: cross-entropy, smoothed by 0.1, or (1 − p_y^q)/q with q = 0.7.
 
-    The last is generalised cross-entropy (Zhang & Sabuncu 2018).
+    The last is generalised cross-entropy (Zhang & Sabuncu 2018). With a ``floor`` ([C]), the first
+    allows for wrong labels, see ``noise_floor_loss``.
     """
     if name == "generalised":
         log_p = -F.cross_entropy(logits, targets, reduction="none")
         return (1.0 - (0.7 * log_p).exp()) / 0.7
     smoothing = 0.1 if name == "label-smoothing" else 0.0
-    return F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+    loss = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+    return loss if floor is None else noise_floor_loss(loss, targets, floor)
 
 
 @final
@@ -186,6 +192,7 @@ class Run:
         cost = {"ledger": self.ledger, "progress": bar}
         if store is None:
             store = irreducible_store(recipe, splits, self.seed, self.out, **cost)
+        plan = make_plan(recipe, splits, store, self.out)
         with torch.random.fork_rng([]):
             torch.manual_seed(stream_seed(self.seed, 1))
             model = recipe.models[recipe.model]()
@@ -208,7 +215,7 @@ class Run:
                 else MetricsWriter(metrics_path) as metrics,
             ):
                 batches = SelectingLoader(
-                    candidate_loader(recipe, splits, store, self.out, generator=order),
+                    candidate_loader(recipe, splits, plan, generator=order),
                     model,
                     recipe.rule,
                     keep=recipe.n_b,
@@ -222,7 +229,8 @@ class Run:
                     **loader_options(recipe, splits, self.seed, self.out, optimizer, **cost),
                 )
                 tally = Tally(splits.train.num_classes)
-                parts = _Parts(model, optimizer, batches, tally)
+                floor = plan.noise_floor if plan and recipe.loss == "noise-floor" else None
+                parts = _Parts(model, optimizer, batches, tally, floor)
                 if checkpoint is not None:
                     self.curve = parts.load(checkpoint)
                 self._loop(bar, parts, splits, metrics, picks)
@@ -250,7 +258,7 @@ class Run:
 
                 def update(chosen: Chosen = chosen, batch: Any = batch, y: Tensor = y) -> Tensor:
                     logits = task.forward(model, batch).logits  # [K, C]
-                    loss = per_example_loss(recipe.loss, logits, y)  # [K]
+                    loss = per_example_loss(recipe.loss, logits, y, parts.floor)  # [K]
                     batches.remember(chosen.ids, loss)
                     optimizer.zero_grad()
                     weighted_mean(loss, chosen.weights).backward()
@@ -349,12 +357,13 @@ class Run:
 
 @dataclass(slots=True)
 class _Parts:
-    """What a checkpoint holds."""
+    """What a run is made of; a checkpoint holds all but the noise floor, which the plan tells."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     batches: SelectingLoader
     tally: Tally
+    floor: Tensor | None
 
     def state(self, curve: list[list[float]]) -> dict[str, Any]:
         return {

@@ -40,12 +40,15 @@ class Splits:
         holdout: disjoint from D; None where the recipe has none.
         test: what runs are evaluated on: the test set, or a validation part of the training data.
         corrupted: [max id + 1] bool, whether a train id's label is wrong.
+        scored: what a model of the holdout gives irreducible losses to: all of ``train`` that is
+            not of the holdout.
     """
 
     train: TensorSet | TokenSet
     holdout: TensorSet | TokenSet | None
     test: TensorSet | TokenSet
     corrupted: Tensor
+    scored: TensorSet | TokenSet
 
 
 def make_splits(recipe: Recipe, seed: int) -> Splits:
@@ -77,9 +80,17 @@ def make_splits(recipe: Recipe, seed: int) -> Splits:
         test = pool.subset(validation)
     corrupted = torch.zeros(int(train.ids.max()) + 1, dtype=torch.bool)
     corrupted[train.ids] = wrong
-    if recipe.train_on != "train" and holdout is not None:
-        train, corrupted = _with_holdout(recipe, train, holdout, wrong, holdout_wrong)
-    return Splits(train, holdout, test, corrupted)
+    scored = train
+    if recipe.train_on == "holdout" and holdout is not None:
+        train, corrupted = holdout.resampled(torch.arange(len(holdout))), holdout_wrong
+        scored = train
+    elif recipe.train_on == "train+holdout" and holdout is not None:
+        own_rows = len(train)
+        train, corrupted = _joined(train, holdout), torch.cat([wrong, holdout_wrong])
+        scored, holdout = (
+            train.subset(rows) for rows in torch.arange(len(train)).tensor_split([own_rows])
+        )
+    return Splits(train, holdout, test, corrupted, scored)
 
 
 def _pool_and_test(dataset: str) -> tuple[TensorSet | TokenSet, TensorSet | TokenSet]:
@@ -134,20 +145,6 @@ def _confusion(pool: TensorSet, rows: Tensor) -> Tensor:
             cells = y * classes + model(x).argmax(1)
             counts += torch.bincount(cells, minlength=classes * classes)
     return counts.view(classes, classes)
-
-
-def _with_holdout(
-    recipe: Recipe,
-    train: TensorSet | TokenSet,
-    holdout: TensorSet | TokenSet,
-    wrong: Tensor,
-    holdout_wrong: Tensor,
-) -> tuple[TensorSet | TokenSet, Tensor]:
-    """What the baselines that use the holdout for training are trained on."""
-    if recipe.train_on == "holdout":
-        only = holdout.resampled(torch.arange(len(holdout)))
-        return only, holdout_wrong
-    return _joined(train, holdout), torch.cat([wrong, holdout_wrong])
 
 
 def _joined(first: TensorSet | TokenSet, second: TensorSet | TokenSet) -> TensorSet | TokenSet:

@@ -44,7 +44,7 @@ _SENTENCES = replace(
 
 _BASES: Mapping[str, Recipe] = {
     "mlp": _IMAGES,
-    "cnn": replace(_IMAGES, model="lenet"),
+    "cnn": replace(_IMAGES, model="lenet-8"),
     "resnet": replace(_IMAGES, model="resnet-18-16"),
     "minilm": _SENTENCES,
 }
@@ -64,40 +64,47 @@ DATA: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 """Name → what D suffers; a noisy holdout suffers the same."""
 
-_PLAN: Mapping[str, Any] = {"plan": "filter+weights", "plan_exponent": 0.25}
 _RHO: Mapping[str, Any] = {"selector": "rho"}
+# A plan needs no candidates beside the batch: it is a sampler of the rows to train on.
+_FILTER: Mapping[str, Any] = {"plan": "filter", "n_candidates": 32}
+_WEIGHTED: Mapping[str, Any] = {"plan": "filter+weights", "plan_exponent": 0.25, "n_candidates": 32}
+# Drop what is almost certainly wrong, and let the loss allow for the wrong labels that are left.
+_FLOOR: Mapping[str, Any] = {**_FILTER, "plan_multiple": 1.0, "loss": "noise-floor"}
+_BATCH_128: Mapping[str, Any] = {"n_b": 128, "n_candidates": 128}
 # Once wrong labels are gone, a mild choice by loss: two in three, in low precision, four batches
 # from one pass over the candidates.
 _ONLINE: Mapping[str, Any] = {
-    **_PLAN,
     "plan": "filter",
     "selector": "train_loss",
     "n_candidates": 192,
     "updates_per_scoring": 4,
     "precision": "bfloat16",
 }
+_SHUFFLED_128: Mapping[str, Any] = {"selector": "rs2", "n_b": 128, "n_candidates": 1280}
+_ALL: Mapping[str, Any] = {"train_on": "train+holdout"}
 
 RULES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "uniform": {},
         "uniform-128": {"n_b": 128, "n_candidates": 1280},
-        "uniform-all": {"train_on": "train+holdout"},
+        "uniform-all": _ALL,
         "holdout-only": {"train_on": "holdout"},
         "label-smoothing": {"loss": "label-smoothing"},
         "generalised": {"loss": "generalised"},
         "rs2": {"selector": "rs2"},
+        "rs2-128": _SHUFFLED_128,
+        "rs2-all-128": {**_SHUFFLED_128, **_ALL},
         "train-loss": {"selector": "train_loss"},
         "infobatch": {"selector": "infobatch"},
         "rho": _RHO,
         "rho-cheap": {**_RHO, "scorer": "mlp-64"},
-        "plan-filter": {**_PLAN, "plan": "filter"},
-        "plan-weights": {**_PLAN, "plan": "weights"},
-        "plan": _PLAN,
-        "plan-cross-fit": {
-            **_PLAN,
-            "train_on": "train+holdout",
-            "irreducible_from": "cross-fit",
-        },
+        "plan-filter": _FILTER,
+        "plan-weights": {**_WEIGHTED, "plan": "weights"},
+        "plan": _WEIGHTED,
+        "plan-cross-fit": {**_FILTER, **_ALL, "irreducible_from": "cross-fit"},
+        "plan-floor": _FLOOR,
+        "plan-floor-128": {**_FLOOR, **_BATCH_128},
+        "plan-floor-all-128": {**_FLOOR, **_BATCH_128, **_ALL},
         "plan-online": _ONLINE,
         "plan-online-cheap": {**_ONLINE, "precision": "float32", "scorer": "mlp-64"},
         "rho-gate": {**_RHO, "gate": "auto"},
@@ -109,10 +116,19 @@ BUDGETS: Mapping[str, float] = MappingProxyType({"0.5x": 0.5, "1x": 1.0, "2x": 2
 """Of the time that uniform takes to its plateau."""
 
 _NO_HOLDOUT = frozenset(
-    {"uniform", "uniform-128", "label-smoothing", "generalised", "rs2", "train-loss", "infobatch"}
+    {
+        "uniform",
+        "uniform-128",
+        "label-smoothing",
+        "generalised",
+        "rs2",
+        "rs2-128",
+        "train-loss",
+        "infobatch",
+    }
 )
 _FIVE_WITH_CLEAN_HOLDOUT = frozenset(
-    {"holdout-only", "uniform-all", "rho", "plan-filter", "plan-online"}
+    {"holdout-only", "uniform-all", "rho", "plan-filter", "plan-floor"}
 )
 _FOUR = frozenset({"uniform", "rho", "plan-filter", "plan-online"})
 _SLICES: Mapping[str, str] = {"resnet": "flip-40", "minilm": "flip-20"}  # one kind of data, _FOUR

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, final
 
 from reducible.recipe import Recipe
-from reducible.recipes.equal_time import DATA, RULES, measured, setting, steps_within
+from reducible.recipes.equal_time import RULES, data_of, measured, setting, steps_within
 
 
 @final
@@ -32,7 +32,7 @@ class Variant:
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-_PLAN = RULES["plan-filter"]
+_PLAN: Mapping[str, Any] = {"plan": "filter"}
 _ALIKE = ("n_candidates", "updates_per_scoring", "precision")
 _MILD = {name: RULES["plan-online"][name] for name in _ALIKE}
 _ANNEAL: Mapping[str, Any] = {"select_anneal": 1.0}
@@ -100,7 +100,9 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
         ),
         "rho-mixed": _mild("half of the rows by RHO-LOSS, half at random", "rho", _MIXED),
         "plan": Variant(
-            title="at random from what the plan's filter keeps", like="plan-filter", settings=_PLAN
+            title="at random from what the plan's filter keeps",
+            like="plan-filter",
+            settings=RULES["plan-filter"],
         ),
         "plan-rho": _mild("RHO-LOSS on what the filter keeps", "rho", _PLAN),
         "plan-rho-floor": _mild(
@@ -175,5 +177,5 @@ def step_cost(recipe: Recipe, like: str, known: Mapping[str, Any]) -> float:
 _KNOWN = measured()["mlp"]
 
 ONLINE: tuple[Recipe, ...] = tuple(
-    variant(data, name, _KNOWN) for data in DATA for name in VARIANTS
+    variant(data, name, _KNOWN) for data in data_of("mlp") for name in VARIANTS
 )
