@@ -200,7 +200,7 @@ def _updates(recipe: Recipe, folder: Path) -> Iterator[float]:
 
 
 def rates(network: str, known: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The rate of each new rule with the best accuracy over RATES_ON, at half the plateau's time."""
+    """The rate of each new rule with the best accuracy on RATES_ON, at half the plateau's time."""
     recipes: dict[tuple[str, float, str], Recipe] = {}
     tuned_on = kinds(network, RATES_ON)
     new = [r for r in rules_of(network) if "learning_rate" not in known["rules"][r]]

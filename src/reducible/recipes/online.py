@@ -175,7 +175,9 @@ def step_cost(recipe: Recipe, like: str, known: Mapping[str, Any]) -> float:
 
 
 _KNOWN = measured()["mlp"]
+_COSTED = {"uniform", "plan-filter", *(v.like for v in VARIANTS.values())} <= set(_KNOWN["rules"])
 
 ONLINE: tuple[Recipe, ...] = tuple(
-    variant(data, name, _KNOWN) for data in data_of("mlp") for name in VARIANTS
+    variant(data, name, _KNOWN) for data in data_of("mlp") for name in VARIANTS if _COSTED
 )
+"""All variants on all kinds of data, once the rules that they cost like have been measured."""
