@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,35 @@ def test_without_a_plan_the_order_is_a_shuffle(tmp_path: Path) -> None:
     ids = torch.cat([ids for ids, _ in loader])
     assert sorted(ids.tolist()) == sorted(splits.train.ids.tolist())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_lets_the_holdout_that_is_trained_on_pass(tmp_path: Path) -> None:
+    recipe = _recipe("uniform", plan="filter", train_on="train+holdout", label_noise=0.3, **LEARNT)
+    splits, store = _store(recipe, tmp_path)
+    assert sorted(store.ids.tolist()) == list(range(400))  # no example of the holdout is judged
+    plan = make_plan(recipe, splits, store, tmp_path)
+    assert plan is not None
+    assert plan.dropped.numel() > 0
+    assert plan.report["included"] == 200
+    assert set(range(400, 600)) <= set(plan.ids.tolist())
+    alone, its_store = _store(replace(recipe, train_on="train"), tmp_path / "alone")
+    mine, its = store.lookup(splits.scored.ids), its_store.lookup(alone.train.ids)
+    assert torch.equal(mine, its)  # the same holdout, the same model
+    same = make_plan(replace(recipe, train_on="train"), alone, its_store, tmp_path)
+    assert same is not None
+    kept = alone.train.targets[torch.isin(alone.train.ids, same.ids)]
+    mine = splits.train.targets[plan.ids[plan.ids < 400]]
+    assert torch.equal(kept.sort().values, mine.sort().values)
+
+
+def test_the_loss_of_a_run_allows_for_the_noise_that_its_plan_leaves(tmp_path: Path) -> None:
+    plain = _recipe("uniform", plan="filter", label_noise=0.3, **LEARNT)
+    _run(plain, tmp_path / "plain")
+    _run(replace(plain, loss="noise-floor"), tmp_path / "floor")
+    one, other = (tmp_path / name / "model.safetensors" for name in ("plain", "floor"))
+    weights, floored = load_file(one), load_file(other)
+    assert any(not torch.equal(weights[name], floored[name]) for name in weights)
+    assert _picked(tmp_path / "plain") == _picked(tmp_path / "floor")  # the rows are the same
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,12 @@ from torch.utils.data import BatchSampler, DataLoader
 
 import reducible as rd
 from reducible.data import TensorSet
-from reducible.plans import noise_floor_filter, residual_weights, systematic_counts
+from reducible.plans import (
+    noise_floor_filter,
+    residual_weights,
+    systematic_counts,
+    wrong_probability,
+)
 from reducible.stores import fingerprint
 
 # p(y | x) of six examples of two classes whose floors are 0.1 and 0.01
@@ -143,9 +148,34 @@ def test_without_noise_it_is_the_plain_loss() -> None:
     torch.testing.assert_close(mine, loss)
 
 
+def test_the_share_of_wrong_labels_and_the_floor_that_is_left_by_hand() -> None:
+    """m/p, at most 1: 1/9, 0.4, 2/3 of the first class, 0.02, 1/3, 2/3 of the second."""
+    wrong = wrong_probability(P, LABELS, FLOOR)
+    assert wrong.tolist() == pytest.approx([1 / 9, 0.4, 2 / 3, 0.02, 1 / 3, 2 / 3])
+    sure = wrong_probability(FLOOR / 2, torch.tensor([0, 1]), FLOOR)
+    assert sure.tolist() == [1.0, 1.0]
+    plan = _plan(exponent=0.0)  # keeps 0, 1, 3 and 4
+    before, after = float(wrong.mean()), (1 / 9 + 0.4 + 0.02 + 1 / 3) / 4
+    assert plan.report["wrong_share"] == pytest.approx(before)
+    assert plan.report["wrong_share_kept"] == pytest.approx(after)
+    left = after / before
+    assert plan.noise_floor.tolist() == pytest.approx([0.1 * left, 0.01 * left])
+    weighted = _plan(exponent=1.0)
+    kept = wrong[torch.tensor([0, 1, 3, 4])]
+    mean = float((weighted.weight * kept).sum() / weighted.weight.sum())
+    assert weighted.report["wrong_share_kept"] == pytest.approx(mean)
+    both = plan.including(torch.tensor([7, 8]))  # of which as many are wrong as of all
+    assert both.report["wrong_share_kept"] == pytest.approx((4 * after + 2 * before) / 6)
+
+
+def test_data_without_noise_has_no_floor() -> None:
+    plan = _plan(noise_floor=torch.zeros(2))
+    assert plan.report["wrong_share"] == 0.0
+    assert plan.noise_floor.tolist() == [0.0, 0.0]
+
+
 def test_floors_that_leave_nothing_are_refused() -> None:
-    assert _plan().noise_floor.tolist() == pytest.approx([0.1, 0.01])
-    lost = _plan(noise_floor=torch.tensor([0.5, 0.5]), multiple=0.0)
+    lost = _plan(noise_floor=torch.tensor([0.5, 0.5]), multiple=0.0, exponent=0.0)
     with pytest.raises(rd.DataError, match="add up to 1: the irreducible-loss model"):
         _ = lost.noise_floor
 

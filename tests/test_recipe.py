@@ -85,9 +85,15 @@ def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> No
         ),
         (
             "uniform",
-            {"train_on": "train+holdout", "plan": "filter"},
+            {"train_on": "holdout", "plan": "filter", "holdout_examples": 400},
             "irreducible losses are of a holdout that is not trained on",
         ),
+        (
+            "rho",
+            {"train_on": "train+holdout"},
+            "irreducible losses are of a holdout that is not trained on",
+        ),
+        ("uniform", {"loss": "noise-floor"}, "reads the floor of a plan: take plan='filter'"),
         ("train_loss", {"gate": "auto", "holdout_examples": 0}, "the gate watches a holdout"),
         ("uniform", {"gate": "auto", "train_on": "holdout"}, "the gate watches a holdout"),
         ("uniform", {"plan": "filter", "holdout_examples": 0}, "needs a holdout"),

@@ -59,7 +59,7 @@ def test_rules_differ_from_uniform_in_what_they_say_alone() -> None:
         for name in uniform.__dataclass_fields__
         if getattr(uniform, name) != getattr(plan, name)
     }
-    assert differ == {"name", "plan", "plan_exponent"}
+    assert differ == {"name", "plan", "n_candidates"}
 
 
 def test_small_slices_of_the_study_are_of_one_kind_of_data_and_four_rules() -> None:
@@ -87,7 +87,7 @@ def test_a_budget_that_the_fit_eats_up_leaves_one_step() -> None:
 # -- the online study -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("data", data_of("mlp"))
 @pytest.mark.parametrize(
     ("name", "same"),
     [
@@ -147,16 +147,17 @@ def test_every_variant_has_the_steps_that_it_can_pay_for(name: str) -> None:
 
 
 def test_the_online_study_has_every_variant_on_every_kind_of_data() -> None:
-    assert [r.name for r in ONLINE] == [f"online/{d}/{v}" for d in DATA for v in VARIANTS]
+    assert [r.name for r in ONLINE] == [f"online/{d}/{v}" for d in data_of("mlp") for v in VARIANTS]
     for recipe in ONLINE:
         _, data, name = recipe.name.split("/")
         assert (recipe.model, recipe.schedule, recipe.n_b) == ("mlp-512", "cosine", 32)
         assert recipe.learning_rate == 2e-3
         assert recipe.label_noise == recipe.holdout_noise == DATA[data]["label_noise"]
         assert (recipe.plan == "filter") is name.startswith("plan")
-        strong = name.startswith("strong") or name in ("uniform", "plan")
+        strong = name.startswith("strong") or name == "uniform"
         way = (recipe.n_candidates, recipe.updates_per_scoring, recipe.precision)
-        assert way == ((320, 1, "float32") if strong else (192, 4, "bfloat16"))
+        expected = (32, 1, "float32") if name == "plan" else (192, 4, "bfloat16")
+        assert way == ((320, 1, "float32") if strong else expected)
         assert RECIPES[recipe.name] is recipe
 
 

@@ -153,6 +153,13 @@ def test_baselines_that_train_on_the_holdout(noise: str, holdout_noise: float) -
         assert torch.equal(part.targets[-held:], plain.holdout.targets)
         assert (part.mean, part.std) == (POOL.mean, POOL.std)
     assert torch.equal(both.train.targets[:n], plain.train.targets)
+    # the holdout's model judges D alone, and knows both by the ids that are trained on
+    assert both.scored.ids.tolist() == list(range(n))
+    assert torch.equal(both.scored.targets, plain.train.targets)
+    assert both.holdout is not None
+    assert both.holdout.ids.tolist() == list(range(n, n + held))
+    assert torch.equal(both.holdout.targets, plain.holdout.targets)
+    assert plain.scored is plain.train
     assert torch.equal(both.corrupted[:n], plain.corrupted[plain.train.ids])
     for corrupted in (both.corrupted[n:], only.corrupted):
         assert len(corrupted) == held

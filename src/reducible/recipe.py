@@ -153,10 +153,12 @@ class Recipe:
             )
         if self.gate == "auto" and (self.holdout_examples == 0 or self.train_on != "train"):
             raise ConfigurationError("the gate watches a holdout that is not trained on.")
-        if self.train_on != "train" and self.from_holdout:
+        judges_d_alone = self.train_on == "train+holdout" and not self._reads_by_row
+        if self.train_on != "train" and self.from_holdout and not judges_d_alone:
             raise ConfigurationError(
                 f"train_on={self.train_on!r}, but irreducible losses are of a holdout that is not "
-                "trained on. Take irreducible_from='cross-fit'."
+                "trained on. Take irreducible_from='cross-fit'; or a plan with "
+                "train_on='train+holdout', which lets the holdout's own examples pass."
             )
         self._check_rule()
         require_between("validation_examples", self.validation_examples, 0, whole=True)
@@ -206,14 +208,6 @@ class Recipe:
     def _check_rule(self) -> None:
         """Raise ConfigurationError where the rule does not go with the other settings."""
         rule = self.rule
-        on_holdout = self.train_on != "train" and self.irreducible_from == "holdout"
-        planned = self.train_on == "holdout" and self.plan != "none"
-        if on_holdout and (planned or rule.needs & _STORED):
-            raise ConfigurationError(
-                f"train_on={self.train_on!r}, but no model of the holdout can judge the holdout's "
-                f"own examples, which {self.selector} with plan={self.plan!r} wants. Take "
-                "irreducible_from='cross-fit', or train_on='train'."
-            )
         if rule.lr_ratio is not None and self.irreducible_from == "cross-fit":
             raise ConfigurationError(
                 f"{self.selector} keeps training one irreducible-loss model, but cross-fitting "
@@ -315,6 +309,11 @@ class Recipe:
     def reads_irreducible_loss(self) -> bool:
         """Whether selector or plan read irreducible losses."""
         return self.plan != "none" or bool(self.rule.needs & _STORED)
+
+    @property
+    def _reads_by_row(self) -> bool:
+        """Whether the selector itself reads irreducible or holdout losses of what is trained on."""
+        return bool(self.rule.needs & (_STORED | {"group_holdout_loss"}))
 
     @property
     def from_holdout(self) -> bool:
