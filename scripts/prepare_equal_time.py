@@ -180,7 +180,7 @@ def _updates(recipe: Recipe, folder: Path) -> Iterator[float]:
         model,
         recipe.rule,
         keep=recipe.n_b,
-        store=store,
+        store=store if recipe.reads_by_row else None,
         task=task,
         scoring=recipe.scoring,
         total_steps=recipe.steps,

@@ -215,6 +215,10 @@ def test_a_plan_lets_the_holdout_that_is_trained_on_pass(tmp_path: Path) -> None
     kept = alone.train.targets[torch.isin(alone.train.ids, same.ids)]
     mine = splits.train.targets[plan.ids[plan.ids < 400]]
     assert torch.equal(kept.sort().values, mine.sort().values)
+    _run(replace(recipe, steps=60), tmp_path / "run")
+    picked = {i for ids in _picked(tmp_path / "run") for i in ids}
+    assert picked <= set(plan.ids.tolist())
+    assert picked & set(range(400, 600))
 
 
 def test_the_loss_of_a_run_allows_for_the_noise_that_its_plan_leaves(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ class Recipe:
             )
         if self.gate == "auto" and (self.holdout_examples == 0 or self.train_on != "train"):
             raise ConfigurationError("the gate watches a holdout that is not trained on.")
-        judges_d_alone = self.train_on == "train+holdout" and not self._reads_by_row
+        judges_d_alone = self.train_on == "train+holdout" and not self.reads_by_row
         if self.train_on != "train" and self.from_holdout and not judges_d_alone:
             raise ConfigurationError(
                 f"train_on={self.train_on!r}, but irreducible losses are of a holdout that is not "
@@ -311,7 +311,7 @@ class Recipe:
         return self.plan != "none" or bool(self.rule.needs & _STORED)
 
     @property
-    def _reads_by_row(self) -> bool:
+    def reads_by_row(self) -> bool:
         """Whether the selector itself reads irreducible or holdout losses of what is trained on."""
         return bool(self.rule.needs & (_STORED | {"group_holdout_loss"}))
 

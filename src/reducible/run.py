@@ -219,7 +219,7 @@ class Run:
                     model,
                     recipe.rule,
                     keep=recipe.n_b,
-                    store=store,
+                    store=store if recipe.reads_by_row else None,
                     task=recipe.task,
                     scoring=recipe.scoring,
                     seed=self.seed,
