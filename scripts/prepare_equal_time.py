@@ -200,11 +200,11 @@ def _updates(recipe: Recipe, folder: Path) -> Iterator[float]:
             yield 0.0
 
 
-def rates(network: str, known: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def rates(network: str, known: dict[str, Any], rules: list[str]) -> dict[str, dict[str, Any]]:
     """The rate of each new rule with the best accuracy on RATES_ON, at half the plateau's time."""
     recipes: dict[tuple[str, float, str], Recipe] = {}
     tuned_on = kinds(network, RATES_ON)
-    new = [r for r in rules_of(network) if "learning_rate" not in known["rules"][r]]
+    new = [r for r in rules or rules_of(network) if "learning_rate" not in known["rules"][r]]
     for rule in new:
         cost = known["rules"][rule]
         n = steps_within(0.5, plateau=known["plateau"], cost=cost["cost"], fit=cost["fit"])
@@ -233,6 +233,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["plateau", "costs", "rates"])
     parser.add_argument("network", choices=list(NETWORKS))
+    parser.add_argument("--rules", nargs="*", default=[], help="of the rates; all by default")
     asked = parser.parse_args()
     everything = json.loads(KNOWN.read_text())
     about: dict[str, Any] = everything.setdefault(asked.network, {"rules": {}})
@@ -240,7 +241,9 @@ if __name__ == "__main__":
         about |= plateau(asked.network)
     else:
         found = (
-            costs(asked.network, about) if asked.what == "costs" else rates(asked.network, about)
+            costs(asked.network, about)
+            if asked.what == "costs"
+            else rates(asked.network, about, asked.rules)
         )
         for rule, values in found.items():
             about["rules"].setdefault(rule, {}).update(values)

@@ -189,12 +189,17 @@ def _clock(mine: Outcome, uniform: Outcome) -> str:
 
 
 SHOWN: Mapping[str, str] = {
+    "rs2": "every row once before any twice",
+    "rs2-128": "the same in batches of 128",
     "uniform-all": "uniform, trained on the holdout too",
+    "rs2-all-128": "all three at once",
     "label-smoothing": "label smoothing",
-    "train-loss": "train loss, 32 of 320",
     "rho": "RHO-LOSS, 32 of 320",
+    "rho-gate": "RHO-LOSS behind the gate",
     "plan-filter": "plan: filter",
-    "plan": "plan: filter and weights",
+    "plan-floor": "plan: mild filter, noise-floor loss",
+    "plan-floor-128": "the same in batches of 128",
+    "plan-floor-all-128": "the same, and the holdout",
     "plan-online": "plan, then train loss, 128 of 192",
 }
 """Rules of the overview, by the names it gives them."""
