@@ -6,7 +6,15 @@ from reducible.pages import write_pages
 from reducible.recipes.equal_time import DATA, NETWORKS, data_of, measured
 from reducible.recipes.online import ONLINE, VARIANTS
 from reducible.recipes.scoring import STEPS
-from reducible.report.equal_time import Outcome, outcomes, overview, plot_overview, seeds_of, table
+from reducible.report.equal_time import (
+    Outcome,
+    gate_note,
+    outcomes,
+    overview,
+    plot_overview,
+    seeds_of,
+    table,
+)
 from reducible.report.online import Study, block, titles_list
 from reducible.report.scoring import accuracy_table
 from reducible.report.studies import demo_table, replace_block
@@ -37,6 +45,7 @@ def equal_time() -> None:
             for data, rows in found.items():
                 parts.append(f"## {model}, {data}, {title}\n\n{table(rows)}")
                 parts.append(f"{seeds_of(rows)} seeds.")
+            parts += filter(None, [gate_note(found)])
             if (network, holdout) == ("mlp", "noisy"):
                 note = f"Fashion-MNIST, MLP-512, {min(map(seeds_of, found.values()))} seeds"
                 replace_block(
@@ -58,7 +67,7 @@ def online() -> None:
     titles = {name: variant.title for name, variant in VARIANTS.items()}
     replace_block(page, "online-variants", titles_list(titles, steps))
     noisy = [data for data, suffers in DATA.items() if suffers["label_noise"] > 0]
-    study = Study.read(ROOT / "results", list(VARIANTS), list(DATA))
+    study = Study.read(ROOT / "results", list(VARIANTS), list(data_of("mlp")))
     replace_block(page, "online", block(study, noisy=noisy))
 
 

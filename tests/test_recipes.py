@@ -102,7 +102,8 @@ def test_variants_that_are_rules_of_the_equal_time_study_are_its_cells(
 ) -> None:
     cell = RECIPES[f"equal-time/mlp/{data}/{same}"]
     mine = RECIPES[f"online/{data}/{name}"]
-    assert replace(mine, name=cell.name) == cell
+    # which has a rate of its own where that was tuned to another
+    assert replace(mine, name=cell.name, learning_rate=cell.learning_rate) == cell
 
 
 COSTS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from reducible.records import write_json
 from reducible.report.equal_time import (
     Outcome,
+    gate_note,
     outcomes,
     overview,
     plot_overview,
@@ -25,14 +27,23 @@ KNOWN = {
         "plateau": 1000,
         "rules": {
             "uniform": {"cost": 1.0, "fit": 0},
-            "plan": {"cost": 1.0, "fit": 100},
+            "plan-filter": {"cost": 1.0, "fit": 100},
             "rho": {"cost": 3.0, "fit": 100},
         },
     }
 }
 
 
-def _write(results: Path, name: str, steps: int, accuracies: list[float], wrong: float) -> None:
+def _write(
+    results: Path,
+    name: str,
+    steps: int,
+    accuracies: list[float],
+    wrong: float,
+    *,
+    total: float | None = None,
+    gates: Sequence[dict[str, Any]] = (),
+) -> None:
     runs = [
         {
             "seed": seed,
@@ -41,7 +52,8 @@ def _write(results: Path, name: str, steps: int, accuracies: list[float], wrong:
             "summary": {
                 "final_accuracy": accuracy,
                 "corrupted_share": wrong,
-                "seconds": {"total": 10.0 * (seed + 1), "evaluate": 1.0},
+                "seconds": {"total": total or 10.0 * (seed + 1), "evaluate": 1.0},
+                **({"gate": gates[seed]} if gates else {}),
             },
         }
         for seed, accuracy in enumerate(accuracies)
@@ -60,16 +72,18 @@ def found(tmp_path: Path) -> list[Outcome]:
     at = "equal-time/mlp/flip-10"
     _write(tmp_path, f"{at}/any/1x/uniform", 1000, [0.80, 0.82, 0.81], 0.1)
     _write(tmp_path, f"{at}/any/0.5x/uniform", 500, [0.70, 0.72, 0.71], 0.1)
-    _write(tmp_path, f"{at}/noisy/1x/plan", 900, [0.84, 0.86, 0.85], 0.02)
-    _write(tmp_path, f"{at}/noisy/0.5x/plan", 400, [0.76, 0.78, 0.77], 0.02)
+    _write(tmp_path, f"{at}/noisy/1x/plan-filter", 900, [0.84, 0.86, 0.85], 0.02)
+    _write(tmp_path, f"{at}/noisy/0.5x/plan-filter", 400, [0.76, 0.78, 0.77], 0.02)
     _write(tmp_path, f"{at}/noisy/1x/rho", 300, [0.70, 0.70, 0.70], 0.2)
-    _write(tmp_path, f"{at}/clean/1x/plan", 900, [0.0, 0.0, 0.0], 0.0)  # of the other holdout
+    _write(
+        tmp_path, f"{at}/clean/1x/plan-filter", 900, [0.0, 0.0, 0.0], 0.0
+    )  # of the other holdout
     assert outcomes(tmp_path, "mlp", "flip-10", "noisy", KNOWN) == []  # three seeds are too few
     return outcomes(tmp_path, "mlp", "flip-10", "noisy", KNOWN, seeds=3)
 
 
 def test_outcomes_hold_accuracies_and_what_is_charged(found: list[Outcome]) -> None:
-    assert [o.rule for o in found] == ["uniform", "plan", "rho"]
+    assert [o.rule for o in found] == ["uniform", "plan-filter", "rho"]
     plan = found[1]
     assert plan.accuracy == {"0.5x": {0: 0.76, 1: 0.78, 2: 0.77}, "1x": {0: 0.84, 1: 0.86, 2: 0.85}}
     assert plan.time == {"0.5x": 0.5, "1x": 1.0}  # steps and the fit, in uniform steps
@@ -96,11 +110,38 @@ def test_the_table_says_it(found: list[Outcome]) -> None:
     ]
     uniform, plan, rho = rows
     assert uniform[:5] == ["uniform", "1", "1", "71.0 %", "81.0 %"]
-    assert plan[:3] == ["plan", "0.71", "0.61"]
+    assert plan[:3] == ["plan-filter", "0.71", "0.61"]
     assert plan[3:5] == ["+6.00 (+6.00 to +6.00)", "+4.00 (+4.00 to +4.00)"]
-    assert plan[5:] == ["1.00", "2.0 %"]
+    assert plan[5:] == ["1.00", "–", "2.0 %"]
     assert rho[:4] == ["rho", "never", "never", "–"]
     assert rho[4].startswith("-11.00 (-1")
+
+
+def test_seconds_of_runs_alone_stand_beside_those_of_runs_two_by_two(
+    tmp_path: Path, found: list[Outcome]
+) -> None:
+    at = "on-the-clock/mlp/flip-10"
+    _write(tmp_path, f"{at}/any/1x/uniform", 1000, [0.8], 0.1, total=11.0)
+    _write(tmp_path, f"{at}/noisy/1x/plan-filter", 900, [0.8], 0.1, total=13.0)
+    again = outcomes(tmp_path, "mlp", "flip-10", "noisy", KNOWN, seeds=3)
+    assert [o.alone for o in again] == [{0: 10.0}, {0: 12.0}, {}]  # less the evaluation
+    plan = table(again).split("\n")[3]
+    assert plan.split("|")[-3].strip() == "1.20"
+
+
+def test_the_gate_is_summed_up(tmp_path: Path, found: list[Outcome]) -> None:
+    assert gate_note({"flip-10": found}) == ""
+    shut = {"share_of_planned_time": 0.02, "events": []}
+    let_in = {"share_of_planned_time": 0.0251, "events": [{"to": "selecting"}, {"to": "closed"}]}
+    name = "equal-time/mlp/flip-10/noisy/1x/rho"
+    for path in (tmp_path / name).glob("*.json"):
+        path.unlink()
+    (tmp_path / name).rmdir()
+    _write(tmp_path, name, 300, [0.7] * 3, 0.2, gates=[shut, let_in, shut])
+    again = outcomes(tmp_path, "mlp", "flip-10", "noisy", KNOWN, seeds=3)
+    said = gate_note({"flip-10": again})
+    assert "at most 2.51 % of the time" in said
+    assert "in 3 runs; selection was let in in 1 of them" in said
 
 
 def test_the_overview_marks_better_and_worse(found: list[Outcome]) -> None:
@@ -119,13 +160,16 @@ def test_a_rule_that_reaches_it_in_its_shortest_run_is_marked(found: list[Outcom
 def test_a_network_of_one_kind_of_data_is_shown(tmp_path: Path) -> None:
     known = {"resnet": {"plateau": 500, "rules": KNOWN["mlp"]["rules"]}}
     _write(tmp_path, "equal-time/resnet/flip-40/any/1x/uniform", 500, [0.8] * 5, 0.4)
-    _write(tmp_path, "equal-time/resnet/flip-40/noisy/1x/plan", 400, [0.9] * 5, 0.1)
+    _write(tmp_path, "equal-time/resnet/flip-40/noisy/1x/plan-filter", 400, [0.9] * 5, 0.1)
     found = outcomes(tmp_path, "resnet", "flip-40", "noisy", known)
-    assert [(o.rule, o.time) for o in found] == [("uniform", {"1x": 1.0}), ("plan", {"1x": 1.0})]
+    assert [(o.rule, o.time) for o in found] == [
+        ("uniform", {"1x": 1.0}),
+        ("plan-filter", {"1x": 1.0}),
+    ]
     assert outcomes(tmp_path, "resnet", "clean", "noisy", known) == []
     assert overview({"flip-40": found}).split("\n")[2:] == [
         "| uniform | 80.0 % |",
-        "| plan: filter and weights | **+10.0 (+10.0 to +10.0)**, time ≤ 1.00 |",
+        "| plan: filter | **+10.0 (+10.0 to +10.0)**, time ≤ 1.00 |",
     ]
     plot_overview({"flip-40": found}, tmp_path / "one.png")
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")

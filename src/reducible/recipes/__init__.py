@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from reducible.recipe import Recipe
 from reducible.recipes.demo import DEMO
-from reducible.recipes.equal_time import EQUAL_TIME
+from reducible.recipes.equal_time import EQUAL_TIME, ON_THE_CLOCK
 from reducible.recipes.groups import GROUPS
 from reducible.recipes.online import ONLINE
 from reducible.recipes.scoring import SCORING
@@ -14,7 +14,7 @@ from reducible.selectors.table import did_you_mean
 from reducible.types import ConfigurationError
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
-    {r.name: r for r in (*DEMO, *GROUPS, *EQUAL_TIME, *ONLINE, *SCORING)}
+    {r.name: r for r in (*DEMO, *GROUPS, *EQUAL_TIME, *ON_THE_CLOCK, *ONLINE, *SCORING)}
 )
 
 
@@ -47,6 +47,7 @@ __all__ = [
     "EQUAL_TIME",
     "GROUPS",
     "ONLINE",
+    "ON_THE_CLOCK",
     "RECIPES",
     "SCORING",
     "Recipe",

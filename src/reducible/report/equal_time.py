@@ -32,6 +32,8 @@ class Outcome:
         time: budget → time in the plateau's, everything charged.
         shared: the same with the irreducible losses shared by ten runs.
         seconds: budget → seed → seconds that its run was charged.
+        alone: seed → the same of runs at budget 1 that had the machine to themselves.
+        gate: reports of the gate, over all budgets and seeds.
         wrong: share of wrong labels among the rows trained on at budget 1; the median.
     """
 
@@ -40,6 +42,8 @@ class Outcome:
     time: dict[str, float] = field(default_factory=dict[str, float])
     shared: dict[str, float] = field(default_factory=dict[str, float])
     seconds: dict[str, dict[int, float]] = field(default_factory=dict[str, dict[int, float]])
+    alone: dict[int, float] = field(default_factory=dict[int, float])
+    gate: list[Mapping[str, Any]] = field(default_factory=list[Mapping[str, Any]])
     wrong: float | None = None
 
 
@@ -74,6 +78,10 @@ def outcomes(
                 result = newest_results(results, name)
                 if len(result["seeds"]) >= seeds:
                     _add(outcome, budget, result, cost, about["plateau"])
+        for kind in ("any", holdout):
+            name = f"on-the-clock/{network}/{data}/{kind}/1x/{rule}"
+            if (results / name).is_dir():
+                outcome.alone = _seconds(newest_results(results, name))
         if outcome.accuracy:
             found.append(outcome)
     return found
@@ -91,11 +99,19 @@ def _add(
     outcome.accuracy[budget] = {seed: run["final_accuracy"] for seed, run in runs.items()}
     outcome.time[budget] = (trained + cost["fit"]) / plateau
     outcome.shared[budget] = (trained + cost["fit"] / SHARED) / plateau
-    outcome.seconds[budget] = {
-        seed: run["seconds"]["total"] - run["seconds"]["evaluate"] for seed, run in runs.items()
-    }
+    outcome.seconds[budget] = _seconds(result)
+    outcome.gate += [run["gate"] for run in runs.values() if "gate" in run]
     if budget == "1x":
         outcome.wrong = statistics.median(run["corrupted_share"] for run in runs.values())
+
+
+def _seconds(result: Mapping[str, Any]) -> dict[int, float]:
+    """Seed → seconds charged."""
+    charged: dict[int, float] = {}
+    for run in result["seeds"]:
+        seconds = run["summary"]["seconds"]
+        charged[run["seed"]] = seconds["total"] - seconds["evaluate"]
+    return charged
 
 
 def time_to(target: float, time: Sequence[float], accuracy: Sequence[float]) -> float:
@@ -142,15 +158,16 @@ def table(found: Sequence[Outcome]) -> str:
     lines = [
         "| rule | time to uniform's final accuracy | shared by ten runs | "
         + " | ".join(f"accuracy at {b}, over uniform's" for b in budgets)
-        + " | seconds, over uniform's | wrong labels trained on |",
-        "|" + "---|" * (len(budgets) + 5),
+        + " | seconds, over uniform's | alone on the machine | wrong labels trained on |",
+        "|" + "---|" * (len(budgets) + 6),
     ]
     for mine in found:
         cells = [
             mine.rule,
             *(_time(mine, uniform, shared=shared) for shared in (False, True)),
             *(_difference(mine, uniform, budget) for budget in budgets),
-            _clock(mine, uniform),
+            _ratio(mine.seconds.get("1x", {}), uniform.seconds["1x"]),
+            _ratio(mine.alone, uniform.alone),
             "–" if mine.wrong is None else f"{100 * mine.wrong:.1f} %",
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -179,12 +196,22 @@ def _difference(mine: Outcome, uniform: Outcome, budget: str) -> str:
     return f"{100 * mean:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
 
 
-def _clock(mine: Outcome, uniform: Outcome) -> str:
-    if "1x" not in mine.seconds:
-        return "–"
-    seeds = sorted(set(mine.seconds["1x"]) & set(uniform.seconds["1x"]))
+def _ratio(mine: Mapping[int, float], uniform: Mapping[int, float]) -> str:
+    """Median over common seeds."""
+    seeds = sorted(set(mine) & set(uniform))
+    return f"{statistics.median(mine[s] / uniform[s] for s in seeds):.2f}" if seeds else "–"
+
+
+def gate_note(by_data: Mapping[str, Sequence[Outcome]]) -> str:
+    """What the gate's trials cost in all runs, and in how many it let selection in; or nothing."""
+    reports = [report for found in by_data.values() for o in found for report in o.gate]
+    if not reports:
+        return ""
+    most = max(report["share_of_planned_time"] for report in reports)
+    opened = sum(any(e["to"] == "selecting" for e in report["events"]) for report in reports)
     return (
-        f"{statistics.median(mine.seconds['1x'][s] / uniform.seconds['1x'][s] for s in seeds):.2f}"
+        f"The gate: trials and probes took at most {100 * most:.2f} % of the time of the planned "
+        f"updates in {len(reports)} runs; selection was let in in {opened} of them."
     )
 
 
