@@ -123,37 +123,57 @@ def test_it_closes_for_good() -> None:
     gate.update_took(1.0, plain=True)
     _trials(gate, [9.0] * 10, first=4)
     assert gate.state == "closed"
-    assert not gate.may_try(1)
+    assert gate.due(1, 1) is None
     assert [e["to"] for e in gate.events] == ["selecting", "closed"]
 
 
 def test_trials_never_take_more_than_their_share() -> None:
     gate = Gate(budget=0.025)
-    assert not gate.may_try(100)  # nothing is known of plain updates yet
-    gate.probed(per_row=0.01, seconds=0.0)
+    assert gate.due(100, 64) is None  # nothing is known of plain updates yet
+    gate.probed(8, per_row=0.01, seconds=0.0)
     spent = 0.0
     for step in range(1000):
         gate.update_took(1.0, plain=True)
-        if gate.may_try(100):
+        if gate.due(100, 8) == "trial":
             _trials(gate, [0.0], first=step)
             spent += 1.0
     assert 20 <= spent <= 25
     assert gate.report()["share_of_planned_time"] == pytest.approx(spent / 1000)
 
 
+def _plain(gate: Gate, updates: int) -> None:
+    for _ in range(updates):
+        gate.update_took(1.0, plain=True)
+
+
 def test_a_probe_waits_for_one_update_and_the_first_trial_for_what_it_costs() -> None:
     gate = Gate(budget=0.02)
-    for _ in range(49):
-        gate.update_took(1.0, plain=True)
-    assert not gate.may_try(100)
-    gate.update_took(1.0, plain=True)
-    assert gate.may_try(100)
-    gate.probed(per_row=0.1, seconds=0.0)
-    for _ in range(449):
-        gate.update_took(1.0, plain=True)
-    assert not gate.may_try(100)  # ten updates, 2 % of 500
-    gate.update_took(1.0, plain=True)
-    assert gate.may_try(100)
+    _plain(gate, 49)
+    assert gate.due(100, 8) is None
+    _plain(gate, 1)
+    assert gate.due(100, 8) == "probe"
+    gate.probed(8, per_row=0.1, seconds=0.0)
+    _plain(gate, 449)
+    assert gate.due(100, 8) is None  # ten updates, 2 % of 500
+    _plain(gate, 1)
+    assert gate.due(100, 8) == "trial"
+
+
+def test_where_a_trial_seems_too_dear_probes_of_more_rows_follow() -> None:
+    gate = Gate(budget=0.02)
+    _plain(gate, 50)
+    gate.probed(8, per_row=0.1, seconds=0.8)  # of which most is fixed
+    assert gate.due(100, 16) is None  # twice 0.8 more would be 2.4
+    _plain(gate, 71)
+    assert gate.due(100, 15) is None
+    assert gate.due(100, 16) == "probe"
+    gate.probed(16, per_row=0.06, seconds=0.9)
+    assert gate.probe_rows == 16
+    gate.probed(16, per_row=0.5, seconds=0.0)  # disturbed by others: the least counts
+    _plain(gate, 263)
+    assert gate.due(100, 1000) is None  # nothing more to be learnt from probes
+    _plain(gate, 2)  # 1.7 spent, six to come
+    assert gate.due(100, 16) == "trial"
 
 
 def test_a_saved_gate_goes_on() -> None:
@@ -339,8 +359,8 @@ def test_only_rows_trained_on_are_loaded_while_it_watches(monkeypatch: pytest.Mo
     looping.run(2000)
     tried = len({trial.step for trial in looping.gate.trials})
     assert tried >= 2
-    assert loaded.count(B) == tried + 1  # and the probe
-    assert loaded.count(K) == 2000 - tried - 1
+    assert loaded.count(B) == tried + 2  # and two probes: the second said the same
+    assert loaded.count(K) == 2000 - tried - 2
 
 
 @pytest.mark.parametrize(

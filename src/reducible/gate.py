@@ -148,7 +148,11 @@ class Gate:
         self._planned = 0.0  # seconds that the updates so far take when plain
         self._spent = 0.0  # seconds of trials
         self.per_row: float | None = None
-        """Seconds that scoring a row takes; None before a probe."""
+        """Seconds that scoring a row takes at most; None before a probe."""
+        self.probe_rows = 0
+        """Rows of the last probe."""
+        self._last_probe = 0.0  # seconds
+        self._probing = True  # whether another one may tell more
         self._last_trial: float | None = None
 
     def settings(self, candidates: int, k: int) -> list[int]:
@@ -167,23 +171,37 @@ class Gate:
             self._plain = [*self._plain[1 - _RECENT :], seconds]
         self._planned += self.plain_seconds or 0.0
 
-    def may_try(self, rows: int) -> bool:
-        """Whether the budget has room for what comes next: a trial that scores ``rows`` rows.
+    def due(self, rows: int, most: int) -> Literal["trial", "probe"] | None:
+        """What the budget has room for, where something is still to be found out.
 
-        Or the probe before the first one, which tells what a trial will cost; it waits until one
-        update fits into the budget.
+        A probe scores few rows to tell what a trial will cost. The first one waits until one
+        update fits into the budget. Fixed costs weigh most on few rows, so where a trial seems too
+        dear, probes of twice the rows follow as soon as they fit, while each says a quarter less.
+
+        Args:
+            rows: that a trial scores.
+            most: rows that a probe may score.
         """
         plain = self.plain_seconds
         if self.state == "closed" or plain is None:
-            return False
-        expected = self._last_trial
-        if expected is None:
-            expected = plain if self.per_row is None else self.per_row * rows
-        return self._spent + expected <= self.budget * self._planned
+            return None
+        if self._last_trial is not None:
+            return "trial" if self._fits(self._last_trial) else None
+        if self.per_row is None:
+            return "probe" if self._fits(plain) else None
+        if self._fits(self.per_row * rows):
+            return "trial"
+        again = self._probing and 2 * self.probe_rows <= most
+        return "probe" if again and self._fits(2 * self._last_probe) else None
 
-    def probed(self, per_row: float, seconds: float) -> None:
-        """Scoring a row was seen to take ``per_row`` seconds; finding out took ``seconds``."""
-        self.per_row = per_row
+    def _fits(self, seconds: float) -> bool:
+        return self._spent + seconds <= self.budget * self._planned
+
+    def probed(self, rows: int, per_row: float, seconds: float) -> None:
+        """Scoring each of ``rows`` rows took ``per_row`` seconds; finding out took ``seconds``."""
+        self.probe_rows, self._last_probe = rows, seconds
+        self._probing = self.per_row is None or per_row < 0.75 * self.per_row
+        self.per_row = per_row if self.per_row is None else min(per_row, self.per_row)
         self._spent += seconds
 
     def tried(self, trials: list[Trial], seconds: float) -> None:
@@ -254,6 +272,9 @@ class Gate:
             "planned": self._planned,
             "spent": self._spent,
             "per_row": self.per_row,
+            "probe_rows": self.probe_rows,
+            "last_probe": self._last_probe,
+            "probing": self._probing,
             "last_trial": self._last_trial,
         }
 
@@ -265,3 +286,5 @@ class Gate:
         self._plain = list(state["plain"])
         self._planned, self._spent = state["planned"], state["spent"]
         self.per_row, self._last_trial = state["per_row"], state["last_trial"]
+        self.probe_rows, self._last_probe = state["probe_rows"], state["last_probe"]
+        self._probing = state["probing"]

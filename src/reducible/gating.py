@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,7 @@ class Gating:
 
         Loaders with workers ask for batches ahead of the step that is trained on.
         """
-        if self._tries(size, k):
+        if self._due(size, k) is not None:
             return list(range(size)), False
         if self.gate.state == "selecting":
             return list(range(min(self.gate.candidates, size))), False
@@ -94,12 +94,14 @@ class Gating:
     ) -> Candidates | None:
         """The rows that the selector chooses from, after a trial where one is due; None: plain."""
         size = candidates.ids.numel()
-        if self._tries(size, k):
+        due = self._due(size, k)
+        if due is not None:
             began = self._ledger.now()
-            if self.gate.per_row is None:
-                per_row = self._probe(candidates, k, epoch, step)
+            if due == "probe":
+                rows = 2 * self.gate.probe_rows or max(1, k // 4)
+                per_row = self._probe(candidates, rows, epoch, step)
                 self._trial_seconds = self._ledger.now() - began
-                self.gate.probed(per_row, self._trial_seconds)
+                self.gate.probed(rows, per_row, self._trial_seconds)
             else:
                 trials = self._try(candidates, k, epoch, step)
                 self._trial_seconds = self._ledger.now() - began
@@ -125,22 +127,21 @@ class Gating:
             self.gate.update_took(took, plain=not self._chose and not tried)
         self._mark, self._trial_seconds, self._chose = now, 0.0, False
 
-    def _tries(self, size: int, k: int) -> bool:
+    def _due(self, size: int, k: int) -> Literal["trial", "probe"] | None:
         settings = self._settings(size, k)
-        return self.gate.may_try(size + _HELD_OUT_ROWS + sum(settings))
+        return self.gate.due(size + _HELD_OUT_ROWS + sum(settings), size)
 
     def _settings(self, size: int, k: int) -> list[int]:
         if self.gate.state == "selecting":
             return [min(self.gate.candidates, size)]
         return self.gate.settings(size, k)
 
-    def _probe(self, candidates: Candidates, k: int, epoch: int, step: int) -> float:
+    def _probe(self, candidates: Candidates, rows: int, epoch: int, step: int) -> float:
         """Seconds that scoring a row takes: the dearer of the selector's way and the model's.
 
-        On few rows, and twice, for the first time is spent on caches.
+        Twice, for the first time is spent on caches.
         """
-        few = _first(candidates, max(1, k // 4))
-        rows = few.ids.numel()
+        few = _first(candidates, rows)
         now = {"epoch": epoch, "step": step, "seed": stream_seed(self._seed, step)}
         look = self._measuring.look(self._selector, few, **now)
         seconds = 0.0
