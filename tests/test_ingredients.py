@@ -13,7 +13,7 @@ from rich.progress import Progress
 from safetensors.torch import load_file
 
 import reducible as rd
-from reducible import ingredients
+from reducible import evaluation
 from reducible.data import EMBEDDED, fashion_mnist
 from reducible.ingredients import (
     candidate_loader,
@@ -275,7 +275,7 @@ def test_a_run_resumes_with_its_ingredients(
     _run(recipe, tmp_path / "whole")
     stopped = Run(recipe, tmp_path / "stopped", seed=3, progress=False, checkpoint_every=3)
 
-    evaluate = ingredients.evaluation_batches
+    evaluate = evaluation.evaluation_batches
     calls = 0
 
     def stop(data: Any) -> Any:
@@ -285,10 +285,10 @@ def test_a_run_resumes_with_its_ingredients(
             raise KeyboardInterrupt
         return evaluate(data)
 
-    monkeypatch.setattr("reducible.run.evaluation_batches", stop)
+    monkeypatch.setattr("reducible.evaluation.evaluation_batches", stop)
     with pytest.raises(KeyboardInterrupt):
         stopped.start()
-    monkeypatch.setattr("reducible.run.evaluation_batches", evaluate)
+    monkeypatch.setattr("reducible.evaluation.evaluation_batches", evaluate)
     again = Run(recipe, tmp_path / "stopped", seed=3, progress=False, checkpoint_every=3)
     summary = again.resume()
     assert _picked(tmp_path / "stopped") == _picked(tmp_path / "whole")

@@ -14,11 +14,12 @@ from torch import nn
 
 import reducible as rd
 from reducible.data import TensorSet
+from reducible.evaluation import evaluate
 from reducible.ledger import PHASES
 from reducible.recipe import Recipe
 from reducible.recipes import RECIPES, recipe
 from reducible.records import read_json, read_metrics, read_picks
-from reducible.run import Run, evaluate, final_accuracy, refuse_used_folder, with_target
+from reducible.run import Run, final_accuracy, refuse_used_folder, with_target
 from reducible.splits import make_splits
 
 STEPS = 30

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 import reducible as rd
 from reducible.data import EMBEDDED, TokenSet, sentiment
 from reducible.encoders import SentenceClassifier, minilm_tokenizer
-from reducible.ingredients import evaluation_batches, loader_options
+from reducible.evaluation import evaluate, evaluation_batches
+from reducible.ingredients import loader_options
 from reducible.recipe import Recipe
 from reducible.records import read_json, read_metrics, read_picks
-from reducible.run import Run, evaluate, per_example_loss
+from reducible.run import Run, per_example_loss
 from reducible.splits import make_splits
 
 STEPS, N_B = 6, 8

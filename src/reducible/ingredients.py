@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader
 
-from reducible.data import TensorSet, TokenSet
 from reducible.irreducible import (
     cross_fit_irreducible_loss,
     fit_group_irreducible_loss,
@@ -162,11 +161,3 @@ def _new(recipe: Recipe, model: str, seed: int) -> nn.Module:
     with torch.random.fork_rng([]):
         torch.manual_seed(stream_seed(seed, 3))
         return recipe.models[model]()
-
-
-def evaluation_batches(data: TensorSet | TokenSet) -> Any:
-    """The data set in large batches; texts by length, which pads least, and in smaller ones."""
-    if isinstance(data, TokenSet):
-        by_length = data.subset(data.lengths.argsort(stable=True))
-        return by_length.loader(250, shuffle=False, drop_last=False)
-    return data.loader(1000, shuffle=False, drop_last=False)

@@ -153,28 +153,9 @@ class Plan:
         store.check_data(ids, labels)
         order = ids.argsort()
         ids, labels = ids[order].cpu(), labels[order].cpu()
-        loss = store.lookup(ids).double()  # [N]
-        if bool((loss < 0).any()):
-            raise DataError(
-                f"irreducible losses below 0, ids {name_ids(ids[loss < 0])}: a plan reads "
-                "p(y | x) = exp(−loss), so they must be cross-entropies."
-            )
-        probability = loss.neg().exp()  # [N] p_IL(y_i | x_i)
+        probability = _probability(store, ids)  # [N]
         keep = noise_floor_filter(probability, labels, floor, multiple=multiple)
-        if not bool(keep.any()):
-            raise ConfigurationError(
-                f"multiple={multiple} of the noise floor drops all {ids.numel()} examples: the "
-                "irreducible-loss model knows nothing of these labels, or there are but two "
-                "classes, whose floor is about ½. Fit it longer, or lower multiple (below 1 for "
-                "two classes)."
-            )
-        if int(keep.sum()) < _FEW * ids.numel():
-            warnings.warn(
-                f"the plan keeps {int(keep.sum())} of {ids.numel()} examples. Where fewer labels "
-                "than that are wrong, the irreducible-loss model knows too little: fit it longer, "
-                "or lower multiple.",
-                stacklevel=2,
-            )
+        _check_kept(keep, multiple)
         weight = residual_weights(probability[keep], exponent=exponent, offset=offset)
         dropped = ids[~keep][probability[~keep].argsort(stable=True)]
         wrong = wrong_probability(probability, labels, floor)  # [N]
@@ -392,6 +373,34 @@ def _floor(store: IrreducibleLossStore, given: Tensor | None, classes: int) -> T
     if floor.dim() != 1 or floor.numel() < classes:
         raise ConfigurationError(f"a noise floor of shape {tuple(floor.shape)}, {classes} classes.")
     return floor
+
+
+def _probability(store: IrreducibleLossStore, ids: Tensor) -> Tensor:
+    """[N] float64 p_IL(y_i | x_i)."""
+    loss = store.lookup(ids).double()  # [N]
+    if bool((loss < 0).any()):
+        raise DataError(
+            f"irreducible losses below 0, ids {name_ids(ids[loss < 0])}: a plan reads "
+            "p(y | x) = exp(−loss), so they must be cross-entropies."
+        )
+    return loss.neg().exp()
+
+
+def _check_kept(keep: Tensor, multiple: float) -> None:
+    """Raise where a filter ([N] bool) keeps nothing, warn where it keeps little."""
+    kept, examples = int(keep.sum()), keep.numel()
+    if kept == 0:
+        raise ConfigurationError(
+            f"multiple={multiple} of the noise floor drops all {examples} examples: the "
+            "irreducible-loss model knows nothing of these labels, or there are but two classes, "
+            "whose floor is about ½. Fit it longer, or lower multiple (below 1 for two classes)."
+        )
+    if kept < _FEW * examples:
+        warnings.warn(
+            f"the plan keeps {kept} of {examples} examples. Where fewer labels than that are "
+            "wrong, the irreducible-loss model knows too little: fit it longer, or lower multiple.",
+            stacklevel=3,
+        )
 
 
 def _by_class(labels: Tensor, keep: Tensor, probability: Tensor) -> list[dict[str, Any]]:

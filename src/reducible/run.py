@@ -19,10 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from reducible import schedules
 from reducible.chosen import Chosen
 from reducible.data import TensorSet, TokenSet
+from reducible.evaluation import evaluate
 from reducible.files import replacing
 from reducible.ingredients import (
     candidate_loader,
-    evaluation_batches,
     irreducible_store,
     loader_options,
     make_plan,
@@ -43,7 +43,6 @@ from reducible.records import (
 from reducible.seeds import stream_seed
 from reducible.splits import Splits, make_splits
 from reducible.stores import IrreducibleLossStore
-from reducible.tasks import Classification, SequenceClassification
 from reducible.types import ConfigurationError, require_between
 
 _FINAL_EVALUATIONS = 5  # final accuracy is the mean of the last so many at a constant rate
@@ -63,50 +62,6 @@ def per_example_loss(
     smoothing = 0.1 if name == "label-smoothing" else 0.0
     loss = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
     return loss if floor is None else noise_floor_loss(loss, targets, floor)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """How good a model is.
-
-    Attributes:
-        accuracy: share of correct predictions.
-        loss: mean cross-entropy.
-        by_class: accuracy of each class that occurs.
-    """
-
-    accuracy: float
-    loss: float
-    by_class: list[float]
-
-
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module,
-    data: TensorSet | TokenSet,
-    task: Classification | SequenceClassification | None = None,
-) -> Evaluation:
-    """Accuracy and loss in eval mode; the model's mode is given back.
-
-    Args:
-        model: any.
-        data: what it is judged by.
-        task: what batches mean; ``Classification()`` by default.
-    """
-    task = task or Classification()
-    was_training = model.training
-    model.eval()
-    correct = torch.zeros(data.num_classes, dtype=torch.int64)
-    loss = 0.0
-    for _, batch in evaluation_batches(data):
-        logits, y = task.forward(model, batch).logits, task.targets(batch)  # [B, C], [B]
-        correct += torch.bincount(y[logits.argmax(1) == y], minlength=data.num_classes)
-        loss += float(F.cross_entropy(logits, y, reduction="sum"))
-    model.train(was_training)
-    count = torch.bincount(data.targets, minlength=data.num_classes)
-    by_class = (correct / count.clamp(min=1))[count > 0].tolist()
-    return Evaluation(int(correct.sum()) / len(data), loss / len(data), by_class)
 
 
 @final
