@@ -127,6 +127,25 @@ def test_it_closes_for_good() -> None:
     assert [e["to"] for e in gate.events] == ["selecting", "closed"]
 
 
+def test_it_closes_where_held_out_labels_become_less_probable() -> None:
+    gate = Gate(trials=2, certainty=3.0)
+    _trials(gate, [0.5, 0.6])
+    good = Trial(2, 64, 3.0, 1.0, 2.0)
+    gate.tried([good], 1.0, change=(-0.02, 0.01))  # two standard errors: perhaps chance
+    assert gate.state == "selecting"
+    gate.tried([good], 1.0, change=(0.3, 0.01))
+    assert gate.state == "selecting"
+    gate.tried([good], 1.0, change=(-0.04, 0.01))  # though its choices look as good as ever
+    assert gate.state == "closed"
+    assert "less probable than when selection began, by 0.04 ± 0.01" in gate.events[-1]["why"]
+
+
+def test_before_selection_a_change_means_nothing() -> None:
+    gate = Gate(trials=2)
+    gate.tried([Trial(0, 64, 2.5, 1.0, 2.0)], 1.0, change=(-0.5, 0.01))
+    assert gate.state == "watching"
+
+
 def test_trials_never_take_more_than_their_share() -> None:
     gate = Gate(budget=0.025)
     assert gate.due(100, 64) is None  # nothing is known of plain updates yet
@@ -332,6 +351,26 @@ def test_free_scoring_of_noisy_data_is_switched_on() -> None:
     if looping.gate.state == "selecting":
         assert float((losses[later] > 1).float().mean()) < 0.05  # wrong labels are passed over
     assert 0 < begun < 1500
+
+
+def test_a_loop_tells_the_gate_how_held_out_labels_fare() -> None:
+    looping = Looping(wrong=0.4, scoring=0.01)
+    steps = 0
+    while looping.gate.state == "watching":
+        looping.run(1)
+        steps += 1
+    gating = looping.batches._gating
+    assert gating is not None
+    assert gating._began is not None
+    held = next(iter(_sets(0.4)[1].loader(300, shuffle=False))).batch
+    x, y = held
+    now = looping.model.linear(x).softmax(1)[torch.arange(300), y]
+    # one update lies between the trial and here
+    torch.testing.assert_close(gating._began, now.detach(), atol=0.1, rtol=0)
+    gating._began = torch.ones(300)  # as if all had been certain
+    looping.run(steps)
+    assert looping.gate.state == "closed"
+    assert "less probable than when selection began" in looping.gate.events[-1]["why"]
 
 
 def test_saved_and_loaded_is_never_stopped() -> None:

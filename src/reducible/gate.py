@@ -66,6 +66,12 @@ def error_of(evidence: Evidence) -> Tensor:
     return error
 
 
+def label_probability(evidence: Evidence) -> Tensor:
+    """[B] p_i[y_i]; one that outlives inference mode."""
+    p = evidence.require("logits").softmax(1)  # [B, C]
+    return p.gather(1, evidence.require("targets").unsqueeze(1)).squeeze(1).clone()
+
+
 def progress_direction(evidence: Evidence) -> Tensor:
     """[C, D + 1]: descending it in the last layer raises the mean probability of the labels.
 
@@ -74,10 +80,8 @@ def progress_direction(evidence: Evidence) -> Tensor:
     training it falls most by unlearning confidence, which chosen examples of high loss do best, and
     which makes nobody more accurate.
     """
-    error = error_of(evidence)  # [B, C]
-    rows = torch.arange(error.shape[0], device=error.device)
-    p = error[rows, evidence.require("targets")] + 1.0  # [B] of the label
-    return last_layer_gradient(error, evidence.require("features"), p)
+    p = label_probability(evidence)
+    return last_layer_gradient(error_of(evidence), evidence.require("features"), p)
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -107,14 +111,16 @@ class Gate:
     direction in which held-out labels become more probable: what an update of given length gains
     there, to first order. Selection begins
     where, over several trials, chosen rows make more progress than plain updates would in the
-    same time, by ``certainty`` standard errors; it ends where they no longer do, and then for good.
-    So a run switches twice at most.
+    same time, by ``certainty`` standard errors; it ends where they no longer do, or where held-out
+    labels have become less probable since it began, and then for good. So a run switches twice at
+    most.
 
     Args:
         budget: share of the time of plain updates that trials may take.
         settings: shares of the candidate batch to try choosing from, each in (0, 1].
         trials: of one setting, before anything is decided; the last so many count.
-        certainty: standard errors by which the gain must lie above zero to begin.
+        certainty: standard errors by which the gain must lie above zero to begin. There are many
+            looks at few trials, so two would let chance in.
 
     Raises:
         ConfigurationError: a setting that cannot work.
@@ -125,8 +131,8 @@ class Gate:
         *,
         budget: float = 0.025,
         settings: tuple[float, ...] = (1.0, 0.5, 0.25),
-        trials: int = 4,
-        certainty: float = 2.0,
+        trials: int = 6,
+        certainty: float = 3.0,
     ) -> None:
         require_between("budget", budget, 0.0, 1.0, open_low=True)
         require_between("trials", trials, 2, whole=True)
@@ -204,15 +210,28 @@ class Gate:
         self.per_row = per_row if self.per_row is None else min(per_row, self.per_row)
         self._spent += seconds
 
-    def tried(self, trials: list[Trial], seconds: float) -> None:
-        """Take in what one trial saw, a row per setting, and decide."""
+    def tried(
+        self,
+        trials: list[Trial],
+        seconds: float,
+        *,
+        change: tuple[float, float] = (0.0, 0.0),
+    ) -> None:
+        """Take in what one trial saw, a row per setting, and decide.
+
+        Args:
+            trials: of every setting.
+            seconds: that it took.
+            change: of the probability of held-out labels since selection began: the mean and its
+                standard error.
+        """
         self._spent += seconds
         self._last_trial = seconds
         self.trials += trials
         if self.state == "watching":
             self._consider_opening(trials)
         elif self.state == "selecting":
-            self._consider_closing(trials[-1].step)
+            self._consider_closing(trials[-1].step, *change)
 
     def _consider_opening(self, now: list[Trial]) -> None:
         best: tuple[float, int, float, float] | None = None
@@ -230,7 +249,14 @@ class Gate:
         )
         self._switch("selecting", now[-1].step, why)
 
-    def _consider_closing(self, step: int) -> None:
+    def _consider_closing(self, step: int, change: float, its_error: float) -> None:
+        if change + self._certainty * its_error < 0:
+            why = (
+                "held-out labels are less probable than when selection began, by "
+                f"{-change:.3g} ± {its_error:.2g}"
+            )
+            self._switch("closed", step, why)
+            return
         mean, error, count = self._gain(self.candidates)
         begun = self.events[-1]["step"]
         since = sum(t.step > begun and t.candidates == self.candidates for t in self.trials)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping
 from typing import Any, Literal, final
@@ -14,6 +15,7 @@ from reducible.gate import (
     Trial,
     cosine,
     error_of,
+    label_probability,
     last_layer_gradient,
     progress_direction,
     random_progress,
@@ -76,6 +78,7 @@ class Gating:
         self._trial_seconds = 0.0  # since then
         self._chose = False  # whether the batch to be handed out is chosen by the selector
         self._selected: list[float] = []  # seconds of the last updates with selection
+        self._began: Tensor | None = None  # [rows] p of held-out labels when selection began
 
     def draw(self, step: int, size: int, k: int) -> tuple[list[int], bool]:
         """Positions to load of a candidate batch of ``size`` rows, and whether they are the choice.
@@ -103,9 +106,12 @@ class Gating:
                 self._trial_seconds = self._ledger.now() - began
                 self.gate.probed(rows, per_row, self._trial_seconds)
             else:
-                trials = self._try(candidates, k, epoch, step)
+                trials, held_out = self._try(candidates, k, epoch, step)
                 self._trial_seconds = self._ledger.now() - began
-                self.gate.tried(trials, self._trial_seconds)
+                was, change = self.gate.state, _change(self._began, held_out)
+                self.gate.tried(trials, self._trial_seconds, change=change)
+                if was != self.gate.state == "selecting":
+                    self._began = held_out
         self._chose = self.gate.state == "selecting"
         if not self._chose:
             return None
@@ -160,8 +166,14 @@ class Gating:
         generator = torch.Generator(device=device)
         return generator.manual_seed(stream_seed(self._seed ^ _STREAM, step))
 
-    def _try(self, candidates: Candidates, k: int, epoch: int, step: int) -> list[Trial]:
-        """Compare the selector's choices with random rows, setting by setting."""
+    def _try(
+        self, candidates: Candidates, k: int, epoch: int, step: int
+    ) -> tuple[list[Trial], Tensor]:
+        """Compare the selector's choices with random rows, setting by setting.
+
+        Returns:
+            A trial of each setting, and [rows] the probabilities of the held-out labels.
+        """
         size = candidates.ids.numel()
         plain = self.gate.plain_seconds
         assert plain is not None
@@ -169,7 +181,7 @@ class Gating:
             here = measure(self._model, candidates, _SEEN, _EVAL, task=self._task)
             held = measure(self._model, self._held(), _SEEN, _EVAL, task=self._task)
             error, features = error_of(here), here.require("features")
-            target = progress_direction(held)
+            target, probability = progress_direction(held), label_probability(held)
             generator = self._draws(candidates.ids, step)
             by_chance = random_progress(error, features, target, k, generator=generator)
         trials: list[Trial] = []
@@ -184,7 +196,7 @@ class Gating:
             gradient = last_layer_gradient(error[rows], features[rows], weight)
             selected = statistics.median(self._selected) if self._selected else plain + chose
             trials.append(Trial(step, m, cosine(gradient, target), by_chance, selected / plain))
-        return trials
+        return trials, probability.cpu()
 
     def _held(self) -> Candidates:
         """The held-out rows, on the model's device; loaded once."""
@@ -213,6 +225,7 @@ class Gating:
             "mark": self._mark,
             "trial_seconds": self._trial_seconds,
             "selected": list(self._selected),
+            "began": self._began,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -220,6 +233,16 @@ class Gating:
         self.gate.load_state_dict(state["gate"])
         self._mark, self._trial_seconds = state["mark"], state["trial_seconds"]
         self._selected = list(state["selected"])
+        self._began = state["began"]
+
+
+def _change(before: Tensor | None, now: Tensor) -> tuple[float, float]:
+    """Mean and standard error of ``now`` less ``before``, row by row; zeros before there is one."""
+    if before is None:
+        return 0.0, 0.0
+    change = now - before  # [rows]
+    error = float(change.std()) / math.sqrt(change.numel()) if change.numel() > 1 else 0.0
+    return float(change.mean()), error
 
 
 def _first(candidates: Candidates, m: int) -> Candidates:
