@@ -9,6 +9,7 @@ from reducible.recipes.scoring import STEPS
 from reducible.report.equal_time import (
     Outcome,
     gate_note,
+    like_with_like,
     outcomes,
     overview,
     plot_overview,
@@ -48,9 +49,8 @@ def equal_time() -> None:
             parts += filter(None, [gate_note(found)])
             if (network, holdout) == ("mlp", "noisy"):
                 note = f"Fashion-MNIST, MLP-512, {min(map(seeds_of, found.values()))} seeds"
-                replace_block(
-                    ROOT / "README.md", "equal-time", f"{overview(found)}\n\n{note}, {title}."
-                )
+                parts_of_it = [overview(found), f"{note}, {title}.", like_with_like(found)]
+                replace_block(ROOT / "README.md", "equal-time", "\n\n".join(parts_of_it).strip())
                 plot_overview(found, ROOT / "docs" / "equal-time.png")
     if parts:
         replace_block(ROOT / "docs" / "equal-time.md", "equal-time", "\n\n".join(parts))

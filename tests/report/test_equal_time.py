@@ -13,6 +13,7 @@ from reducible.records import write_json
 from reducible.report.equal_time import (
     Outcome,
     gate_note,
+    like_with_like,
     outcomes,
     overview,
     plot_overview,
@@ -149,6 +150,18 @@ def test_the_overview_marks_better_and_worse(found: list[Outcome]) -> None:
     assert "**+4.0 (+4.0 to +4.0)**, time 0.71" in text
     assert "*-11.0 (" in text
     assert "81.0 %" in text
+
+
+def test_plans_are_held_against_plain_training_alike(tmp_path: Path, found: list[Outcome]) -> None:
+    assert like_with_like({"flip-10": found}) == ""
+    known = {"mlp": {"plateau": 1000, "rules": {**KNOWN["mlp"]["rules"]}}}
+    known["mlp"]["rules"] |= {"rs2": {"cost": 1.0, "fit": 0}, "plan-floor": {"cost": 1.0, "fit": 9}}
+    at = "equal-time/mlp/flip-10"
+    _write(tmp_path, f"{at}/any/1x/rs2", 1000, [0.84, 0.85, 0.86], 0.1)
+    _write(tmp_path, f"{at}/noisy/1x/plan-floor", 900, [0.83, 0.84, 0.85], 0.1)
+    again = outcomes(tmp_path, "mlp", "flip-10", "noisy", known, seeds=3)
+    (row,) = like_with_like({"flip-10": again}).split("\n")[2:]
+    assert row.split("|")[2].strip() == "*-1.0 (-1.0 to -1.0)*"  # though both are above uniform
 
 
 def test_a_rule_that_reaches_it_in_its_shortest_run_is_marked(found: list[Outcome]) -> None:

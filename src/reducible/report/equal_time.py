@@ -259,10 +259,14 @@ def overview(by_data: Mapping[str, Sequence[Outcome]], *, budget: str = "1x") ->
 
 
 def _cell(mine: Outcome, uniform: Outcome, budget: str) -> str:
-    mean, low, high = _compare(mine, uniform, budget)
-    said = f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    said = _marked(*_compare(mine, uniform, budget))
+    return f"{said}, time {_time(mine, uniform, shared=False)}"
+
+
+def _marked(mean: float, low: float, high: float) -> str:
+    """Points with their interval; bold where it lies above zero, italic where below."""
     mark = "**" if low > 0 else "*" if high < 0 else ""
-    return f"{mark}{said}{mark}, time {_time(mine, uniform, shared=False)}"
+    return f"{mark}{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}){mark}"
 
 
 def _compare(mine: Outcome, uniform: Outcome, budget: str) -> tuple[float, float, float]:
@@ -271,6 +275,35 @@ def _compare(mine: Outcome, uniform: Outcome, budget: str) -> tuple[float, float
     return paired_bootstrap(
         [mine.accuracy[budget][s] for s in seeds], [uniform.accuracy[budget][s] for s in seeds]
     )
+
+
+LIKE_WITH_LIKE: Mapping[str, tuple[str, str]] = {
+    "plan-floor": ("rs2", "batches of 32 from D"),
+    "plan-floor-128": ("rs2-128", "batches of 128 from D"),
+    "plan-floor-all-128": ("rs2-all-128", "batches of 128 from D and the holdout"),
+}
+"""Plans → plain training on the same data in batches of the same size, every row in its turn."""
+
+
+def like_with_like(by_data: Mapping[str, Sequence[Outcome]], *, budget: str = "1x") -> str:
+    """Markdown: a row per rule of LIKE_WITH_LIKE, a column per kind of data; or nothing.
+
+    A cell says the accuracy over that of its counterpart in the same time, as in ``overview``.
+    """
+    lines = [
+        "| plan with noise-floor loss, over plain training alike | " + " | ".join(by_data) + " |",
+        "|" + "---|" * (len(by_data) + 1),
+    ]
+    for rule, (plain, title) in LIKE_WITH_LIKE.items():
+        cells: list[str] = []
+        for found in by_data.values():
+            pair = [o for o in found if o.rule in (rule, plain) and budget in o.accuracy]
+            if len(pair) == 2:
+                mine, other = sorted(pair, key=lambda o: o.rule == plain)
+                cells.append(_marked(*_compare(mine, other, budget)))
+        if len(cells) == len(by_data):
+            lines.append("| " + " | ".join([title, *cells]) + " |")
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def seeds_of(found: Sequence[Outcome], budget: str = "1x") -> int:
