@@ -31,7 +31,7 @@ HOLDOUTS = {"noisy": "holdout with the noise of D", "clean": "clean holdout"}
 
 def equal_time() -> None:
     """The study's tables, its overview in the README, and the picture."""
-    known, parts = measured(), list[str]()
+    known, parts, readme = measured(), list[str](), list[str]()
     for network, model in NETWORKS.items():
         if network not in known:
             continue
@@ -46,12 +46,17 @@ def equal_time() -> None:
             for data, rows in found.items():
                 parts.append(f"## {model}, {data}, {title}\n\n{table(rows)}")
                 parts.append(f"{seeds_of(rows)} seeds.")
-            parts += filter(None, [gate_note(found)])
-            if (network, holdout) == ("mlp", "noisy"):
-                note = f"Fashion-MNIST, MLP-512, {min(map(seeds_of, found.values()))} seeds"
-                parts_of_it = [overview(found), f"{note}, {title}.", like_with_like(found)]
-                replace_block(ROOT / "README.md", "equal-time", "\n\n".join(parts_of_it).strip())
+            alike = like_with_like(found)
+            parts += filter(None, [gate_note(found), alike])
+            if holdout != "noisy":
+                continue
+            note = f"Fashion-MNIST, {model}, {min(map(seeds_of, found.values()))} seeds, {title}."
+            if network == "mlp":
+                readme += filter(None, [overview(found), note, alike])
                 plot_overview(found, ROOT / "docs" / "equal-time.png")
+            elif alike:
+                readme += [alike, note]
+    replace_block(ROOT / "README.md", "equal-time", "\n\n".join(readme))
     if parts:
         replace_block(ROOT / "docs" / "equal-time.md", "equal-time", "\n\n".join(parts))
 
