@@ -338,7 +338,7 @@ class SelectingLoader:
         selection = choice.selection
         whole = Part(
             positions=choice.positions,
-            ids=choice.evidence.ids[selection.index],
+            ids=choice.evidence.ids.index_select(0, selection.index),
             weights=selection.weight,
             info=selection.info,
             shadows=self._watch(candidates, choice, k * updates, generator, seed),

@@ -94,6 +94,7 @@ class CandidatePasses:
         self.epoch = -1  # passes begun, from 0
         self._position = 0  # batches of this pass that are done with
         self._n_candidates: int | None = None  # n_B: the first batch's size
+        self._rows: int | None = None  # n_b, once n_B is known
         self._order: dict[str, Any] | None = None  # where this pass's order began
         self._resuming = False
         self._final: deque[bool] = deque()  # whether the rows drawn are the choice, batch by batch
@@ -105,7 +106,9 @@ class CandidatePasses:
 
     def rows(self, size: int) -> int:
         """n_b for a candidate batch of ``size`` rows."""
-        return rows_to_keep(self._keep, self._n_candidates or size)
+        if self._rows is None or self._n_candidates is None:
+            self._rows = rows_to_keep(self._keep, self._n_candidates or size)
+        return self._rows
 
     def walk(self, step: int) -> Iterator[tuple[Candidates, Tensor | None]]:
         """Candidate batches of one pass; with weights [K] where their rows are chosen already.
@@ -227,6 +230,7 @@ class CandidatePasses:
         self.epoch = state["epoch"]
         self._position = state["position"]
         self._n_candidates = state["n_candidates"]
+        self._rows = None
         self._order = state["order"] if state["inside"] else None
         self._resuming = state["inside"]
         if not state["inside"]:

@@ -17,12 +17,12 @@ def map_batch(
     """``batch`` with its tensors and its lists of non-tensors mapped, its structure kept."""
     if isinstance(batch, Tensor):
         return on_tensor(batch)
-    if isinstance(batch, Mapping):
-        items = {k: map_batch(v, on_tensor, on_rows) for k, v in batch.items()}
-        return items if type(batch) is dict else type(batch)(items)  # pyright: ignore[reportCallIssue]
     if isinstance(batch, tuple):
         parts = [map_batch(v, on_tensor, on_rows) for v in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    if isinstance(batch, Mapping):
+        items = {k: map_batch(v, on_tensor, on_rows) for k, v in batch.items()}
+        return items if type(batch) is dict else type(batch)(items)  # pyright: ignore[reportCallIssue]
     if isinstance(batch, list):
         if any(isinstance(v, Tensor | Mapping | tuple | list) for v in batch):
             return [map_batch(v, on_tensor, on_rows) for v in batch]
@@ -57,6 +57,9 @@ def gather(batch: Any, index: Tensor, size: int) -> Any:
 
 def to_device(batch: Any, device: torch.device) -> Any:
     """``batch`` with its tensors on ``device``; copies from pinned memory do not block."""
-    if device.type == "cpu":
-        return map_batch(batch, lambda t: t if t.device == device else t.to(device), lambda r: r)
-    return map_batch(batch, lambda t: t.to(device, non_blocking=True), lambda r: r)
+    if isinstance(batch, tuple) and all(
+        isinstance(t, Tensor) and t.device == device for t in batch
+    ):
+        return batch  # the usual case on a CPU, looked at first: it comes up at every step
+    wait = device.type == "cpu"  # or values are read before they are there
+    return map_batch(batch, lambda t: t.to(device, non_blocking=not wait), lambda r: r)

@@ -88,12 +88,13 @@ class _CrossEntropy(Task):
     def _find_targets(self, batch: Any) -> Any:
         if self._targets is not None:
             return _get(batch, self._targets, "targets")
-        if isinstance(batch, Mapping):
+        if isinstance(batch, tuple | list):
+            if len(batch) == 2:
+                return batch[1]
+        elif isinstance(batch, Mapping):
             key = next((k for k in _TARGET_KEYS if k in batch), None)
             if key is not None:
                 return batch[key]
-        elif isinstance(batch, tuple | list) and len(batch) == 2:
-            return batch[1]
         raise DataError(
             f"cannot find the labels in a batch of {_describe(batch)}. Name them: "
             f"{self._name}(targets=<key, position or function>)."
@@ -233,13 +234,13 @@ class Classification(_CrossEntropy):
     def _call(self, model: nn.Module, batch: Any) -> Any:
         if self._inputs is not None:
             return model(_get(batch, self._inputs, "inputs"))
+        if isinstance(batch, tuple | list) and batch:
+            return model(batch[0])
         if isinstance(batch, Mapping):
             key = next((k for k in _INPUT_KEYS if k in batch), None)
             if key is not None:
                 return model(batch[key])
             return model(**{k: v for k, v in batch.items() if k not in _TARGET_KEYS})
-        if isinstance(batch, tuple | list) and batch:
-            return model(batch[0])
         raise DataError(
             f"cannot find the inputs in a batch of {_describe(batch)}. Name them: "
             "Classification(inputs=<key, position or function>, targets=…)."
