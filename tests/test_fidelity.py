@@ -359,7 +359,6 @@ def test_training_is_timed_as_training() -> None:
         ({}, {"repeats": 0}, "repeats must be"),
         ({}, {"skip": 4}, "no batch was left to compare every way on, after skip=4"),
         ({"x": rd.Scoring(updates_per_scoring=6)}, {}, "with several updates per scoring needs as"),
-        ({"x": rd.Scoring(max_age=3)}, {}, "max_age=3 scores few rows of a candidate batch, but"),
     ],
 )
 def test_what_cannot_be_compared(ways: Any, options: Any, message: str) -> None:

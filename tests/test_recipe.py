@@ -43,10 +43,6 @@ def _recipe(selector: str = "rho", **settings: Any) -> Recipe:
         ),
         ({"max_age": -1}, "max_age must be"),
         ({"max_age": 9, "refresh": 1.5}, "refresh must be"),
-        (
-            {"max_age": 9, "model": "resnet-18-16"},
-            "max_age=9 scores few rows .* but batchnorm='candidates'",
-        ),
         ({"label_noise": 1.5}, r"label_noise must be a number in \[0.0, 1.0\]"),
         ({"holdout_noise": -0.1}, "holdout_noise must be"),
         ({"steps": 0}, "steps must be a whole number"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import itertools
 import math
 import os
 import pickle
@@ -480,14 +481,34 @@ def test_rules_that_read_more_than_losses_cannot_remember(rule: str) -> None:
         _batches(rule, Net(), scoring={"max_age": 3})
 
 
-def test_memory_needs_ids_beforehand_and_no_batch_statistics() -> None:
+def test_memory_needs_ids_beforehand() -> None:
     with pytest.raises(rd.ConfigurationError, match="max_age needs ids known beforehand"):
         _batches("rho", Net(), _loader(repeat=2), scoring={"max_age": 3})
-    with pytest.raises(rd.ConfigurationError, match="batchnorm='candidates' takes statistics of"):
-        _batches("rho", Net(norm=True), scoring={"max_age": 3})
-    scoring = {"max_age": 3, "batchnorm": "running", "refresh": 0.05}
-    model = Net(norm=True).train()
-    assert len([c for _ in range(2) for c in _batches("rho", model, scoring=scoring)]) == 2 * FULL
+
+
+@pytest.mark.parametrize(
+    ("batchnorm", "norm", "later"),
+    [("candidates", True, 32), ("running", True, 0), ("candidates", False, 0)],
+)
+def test_enough_rows_are_scored_for_batch_statistics(
+    batchnorm: str, norm: bool, later: int
+) -> None:
+    rows = 50
+    data = TensorSet(torch.rand(rows, *DATA.inputs.shape[1:]), torch.arange(rows) % 2)
+    store = rd.IrreducibleLossStore.from_tensor(torch.zeros(rows))
+
+    class Again(list[Any]):
+        dataset = data
+
+    model, spy = Net(norm=norm).train(), Spy(rd.selector("rho"))
+    loader = Again([data[list(range(rows))]] * 3)
+    scoring = {"max_age": 9, "batchnorm": batchnorm}
+    list(_batches(spy, model, loader, keep=K, store=store, scoring=scoring))
+    assert model.scored == [rows, *[later] * 2] if later else model.scored == [rows]
+    losses = [evidence.require("loss") for evidence in spy.evidence]
+    for before, loss in itertools.pairwise(losses):
+        moved = int((loss != before).sum())  # 32 rows' own statistics are not those of all 50
+        assert 0 < moved <= 32 if later else moved == 0
 
 
 # -- another model's scores -----------------------------------------------------------------------

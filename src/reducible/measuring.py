@@ -28,6 +28,7 @@ from reducible.types import (
 )
 
 _EVAL = Scoring(batchnorm="running")
+_FOR_STATISTICS = 32  # rows that batch normalisation is to take its statistics of, at least
 
 
 class _Lesson(NamedTuple):
@@ -77,6 +78,8 @@ class Measuring:
         frozen = scorer if isinstance(scorer, nn.Module) else model
         self._scores_with = frozen if self._learner is None else self._learner.model
         self._memory = memory
+        whole = scoring.batchnorm != "running" and _normalises_batches(self._scores_with)
+        self._least = _FOR_STATISTICS if memory is not None and whole else 0
         self._groups = groups
         self._total_steps = total_steps
         self._lesson: _Lesson | None = None
@@ -108,13 +111,6 @@ class Measuring:
             raise ConfigurationError(
                 f"max_age={self._scoring.max_age} remembers losses, but the selector needs "
                 f"{sorted(needs & RUNS_THE_MODEL)}, for which every candidate must be scored."
-            )
-        whole = self._scoring.batchnorm != "running"
-        if self._scoring.max_age and whole and _normalises_batches(self._scores_with):
-            raise ConfigurationError(
-                f"max_age={self._scoring.max_age} scores few rows of a candidate batch, but "
-                f"batchnorm={self._scoring.batchnorm!r} takes statistics of all of it. Score with "
-                "batchnorm='running'."
             )
         if "total_steps" in needs and self._total_steps is None:
             raise ConfigurationError("the selector needs total_steps=<planned updates>.")
@@ -265,6 +261,10 @@ class Measuring:
         old = self._memory.age(ids, step) > scoring.max_age  # [B]
         generator = torch.Generator().manual_seed(seed)
         old |= torch.rand(ids.numel(), generator=generator) < scoring.refresh
+        few = self._least - int(old.sum())
+        if few > 0:
+            young = (~old).nonzero().squeeze(1)
+            old[young[torch.randperm(young.numel(), generator=generator)[:few]]] = True
         rows = old.nonzero().squeeze(1)  # [R]
         rest = self._evidence(candidates, needs - {"loss"}, context, 0, seed, live)
         if rows.numel():

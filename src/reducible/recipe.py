@@ -243,12 +243,6 @@ class Recipe:
                 f"resolution={self.resolution}, but {scored_by} takes images of one size alone. "
                 f"Score with one of {', '.join(sorted(RESNETS))}, or leave resolution=0."
             )
-        if self.max_age and scored_by in RESNETS and self.batchnorm != "running":
-            raise ConfigurationError(
-                f"max_age={self.max_age} scores few rows of a candidate batch, but "
-                f"batchnorm={self.batchnorm!r} takes statistics of all of it. Take "
-                "batchnorm='running'."
-            )
         beyond = self.rule.needs & (RUNS_THE_MODEL - {"loss"})
         if self.max_age and beyond:
             raise ConfigurationError(
