@@ -73,10 +73,13 @@ def ways_of(network: str, model: nn.Module, made: Recipe, seed: int, compiled: b
         name = f"{updates} updates per scoring, at the last"
         ways[name] = rd.Scoring(updates_per_scoring=updates)
     epoch = made.train_examples // made.n_candidates
-    statistics = "running" if resnet else "candidates"
     for passes in (1,) if resnet else (1, 2):  # every step scores what is not remembered
         name = f"losses remembered for {passes * epoch} steps"
-        ways[name] = rd.Scoring(max_age=passes * epoch, batchnorm=statistics)
+        ways[name] = rd.Scoring(max_age=passes * epoch)
+    seldom = rd.Scoring(
+        precision="bfloat16", channels_last=True, max_age=100 * epoch, refresh=1 / 8
+    )
+    ways["bfloat16, channels last, losses remembered, one in eight scored anew"] = seldom
     for distil, name in ((False, "labels"), (True, "the model's predictions")):
         scorer = new_model("mlp-64", stream_seed(seed, 3))
         learner = rd.CoTrained(scorer, adamw(scorer.parameters()), distil=distil)

@@ -5,7 +5,7 @@ from pathlib import Path
 from reducible.pages import write_pages
 from reducible.recipes.equal_time import DATA, NETWORKS, data_of, measured
 from reducible.recipes.online import ONLINE, VARIANTS
-from reducible.recipes.scoring import STEPS
+from reducible.recipes.scoring import STUDIES
 from reducible.report.equal_time import (
     Outcome,
     gate_note,
@@ -78,9 +78,9 @@ def online() -> None:
 
 def scoring() -> None:
     """What cheap scoring keeps of the accuracy per step."""
-    for network in STEPS:
-        table = accuracy_table(ROOT / "results", f"scoring/{network}")
-        replace_block(ROOT / "docs" / "scoring.md", f"accuracy-{network}", table)
+    for study in STUDIES:
+        table = accuracy_table(ROOT / "results", f"scoring/{study}")
+        replace_block(ROOT / "docs" / "scoring.md", f"accuracy-{study}", table)
 
 
 if __name__ == "__main__":

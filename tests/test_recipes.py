@@ -21,7 +21,7 @@ from reducible.recipes.equal_time import (
     steps_within,
 )
 from reducible.recipes.online import ONLINE, VARIANTS, variant
-from reducible.recipes.scoring import SCORING, STEPS, WAYS
+from reducible.recipes.scoring import PASSES, SCORING, STUDIES, WAYS, ways_of
 
 
 def test_names_are_their_own_and_patterns_find_them() -> None:
@@ -195,23 +195,26 @@ def test_rules_of_variants() -> None:
 def test_ways_of_scoring_make_as_many_updates_on_the_same_data() -> None:
     """What differs from exact scoring is the way alone."""
     made = {recipe.name: recipe for recipe in SCORING}
-    for network, steps in STEPS.items():
-        exact = made[f"scoring/{network}/exact"]
-        assert (exact.selector, exact.n_b, exact.n_candidates, exact.steps) == (
-            "rho", 32, 320, steps
-        )  # fmt: skip
+    for study, known in STUDIES.items():
+        exact = made[f"scoring/{study}/exact"]
+        assert (exact.selector, exact.n_b, exact.n_candidates) == ("rho", 32, 320)
         assert (exact.label_noise, exact.holdout_noise, exact.holdout_examples) == (0.1, 0.0, 7500)
-        assert (exact.schedule, exact.learning_rate, exact.train_examples) == (
-            "cosine", 2e-3, 20_000
-        )  # fmt: skip
+        assert (exact.schedule, exact.learning_rate) == ("cosine", 2e-3)
+        assert {name: getattr(exact, name) for name in known} == known
         assert exact.scoring == rd.Scoring()
-        for way, settings in WAYS.items():
-            mine = made.get(f"scoring/{network}/{way}")
-            if mine is None:
-                assert (network, way) == ("cnn", "small")
-                continue
+        for way in ways_of(study):
+            mine = made[f"scoring/{study}/{way}"]
             differ = {f for f in mine.__dataclass_fields__ if getattr(mine, f) != getattr(exact, f)}
-            resnet_remembers = (network, way) == ("resnet", "remembered")
-            allowed = {"batchnorm"} if resnet_remembers else set[str]()
-            assert differ - {"name"} == set(settings) | allowed
+            allowed = {"max_age"} if way in PASSES else set[str]()
+            assert differ - {"name"} == set(WAYS[way]) | allowed
             assert RECIPES[mine.name] == mine
+
+
+def test_losses_are_remembered_for_as_many_passes_as_is_said() -> None:
+    made = {recipe.name: recipe for recipe in SCORING}
+    ages = {way: [made[f"scoring/{s}/{way}"].max_age for s in ("cnn", "resnet")] for way in PASSES}
+    assert ages == {"remembered": [93, 93], "remembered-bfloat16": [527, 527]}  # a pass is 62
+    assert made["scoring/resnet-longer/remembered-bfloat16"].max_age == 127  # a pass is 15
+    assert set(ways_of("cnn")) == set(WAYS) - {"small", "co-trained-lenet"}
+    assert ways_of("resnet") == tuple(WAYS)
+    assert ways_of("resnet-longer") == ("uniform", "exact", "remembered-bfloat16")

@@ -15,10 +15,12 @@ SHOWN: Mapping[str, str] = {
     "uniform": "uniform, nothing scored",
     "exact": "RHO-LOSS, scored exactly",
     "co-trained": "by an mlp-64 that learns the labels along",
+    "co-trained-lenet": "by a LeNet that learns the labels along",
     "distilled": "by an mlp-64 that learns the model's predictions",
     "bfloat16": "in bfloat16, channels last",
     "small": "in bfloat16, channels last, at 14 × 14",
     "remembered": "with losses remembered for a pass and a half",
+    "remembered-bfloat16": "in bfloat16, channels last, with losses remembered for 8.5 passes",
     "wider": "four updates from one pass over 1,280",
 }
 """Ways, by the names the table gives them."""
