@@ -43,6 +43,7 @@ def equal_time() -> None:
             found = {d: rows for d, rows in found.items() if _complete(rows)}
             if not any(rule.rule.startswith("plan") for rows in found.values() for rule in rows):
                 continue
+            parts.append(f"## {model}, {title}: all at a glance\n\n{overview(found)}")
             for data, rows in found.items():
                 parts.append(f"## {model}, {data}, {title}\n\n{table(rows)}")
                 parts.append(f"{seeds_of(rows)} seeds.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import final
 
 import torch
@@ -99,8 +100,15 @@ def _pool_and_test(dataset: str) -> tuple[TensorSet | TokenSet, TensorSet | Toke
         data = sentiment(minilm_tokenizer())
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
         return data.subset(order[_TEST_SENTENCES:]), data.subset(order[:_TEST_SENTENCES])
-    root = EMBEDDED if dataset == "fashion-mnist-30k" else None
-    return fashion_mnist("train", root=root), fashion_mnist("test", root=root)
+    if dataset == "fashion-mnist-30k":
+        return _embedded()
+    return fashion_mnist("train"), fashion_mnist("test")
+
+
+@lru_cache(maxsize=1)
+def _embedded() -> tuple[TensorSet, TensorSet]:
+    """The embedded images; a process that makes many runs decompresses them once."""
+    return fashion_mnist("train", root=EMBEDDED), fashion_mnist("test", root=EMBEDDED)
 
 
 def _corrupted(

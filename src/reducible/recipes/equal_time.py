@@ -65,6 +65,8 @@ DATA: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 """Name → what D suffers; a noisy holdout suffers the same."""
 
 _RHO: Mapping[str, Any] = {"selector": "rho"}
+# Losses seen in the last eight passes and a half stand in for scoring: one row in nine is scored.
+_REMEMBERED: Mapping[str, Any] = {"precision": "bfloat16", "max_age": 527}
 # A plan needs no candidates beside the batch: it is a sampler of the rows to train on.
 _FILTER: Mapping[str, Any] = {"plan": "filter", "n_candidates": 32}
 _WEIGHTED: Mapping[str, Any] = {"plan": "filter+weights", "plan_exponent": 0.25, "n_candidates": 32}
@@ -97,16 +99,16 @@ RULES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "train-loss": {"selector": "train_loss"},
         "infobatch": {"selector": "infobatch"},
         "rho": _RHO,
-        "rho-cheap": {**_RHO, "scorer": "mlp-64"},
+        "rho-cheap": {**_RHO, **_REMEMBERED},
         "plan-filter": _FILTER,
         "plan-weights": {**_WEIGHTED, "plan": "weights"},
         "plan": _WEIGHTED,
         "plan-cross-fit": {**_FILTER, **_ALL, "irreducible_from": "cross-fit"},
         "plan-floor": _FLOOR,
+        "plan-floor-all": {**_FLOOR, **_ALL},
         "plan-floor-128": {**_FLOOR, **_BATCH_128},
         "plan-floor-all-128": {**_FLOOR, **_BATCH_128, **_ALL},
         "plan-online": _ONLINE,
-        "plan-online-cheap": {**_ONLINE, "precision": "float32", "scorer": "mlp-64"},
         "rho-gate": {**_RHO, "gate": "auto"},
     }
 )
@@ -130,8 +132,11 @@ _NO_HOLDOUT = frozenset(
 _FIVE_WITH_CLEAN_HOLDOUT = frozenset(
     {"holdout-only", "uniform-all", "rho", "plan-filter", "plan-floor"}
 )
+_HALF_WITH_CNN = frozenset({"uniform", "plan-floor", "plan-floor-all"})
 _FOUR = frozenset({"uniform", "rho", "plan-filter", "plan-online"})
-_EVALUATIONS: Mapping[str, int] = {"minilm": 2}  # in a run, where ten would take longer than it
+EVALUATIONS = 2
+"""In a run: with a decayed rate its end alone counts."""
+
 _SLICES: Mapping[str, str] = {"resnet": "flip-40", "minilm": "flip-20"}  # one kind of data, _FOUR
 
 
@@ -212,7 +217,7 @@ def cell(
         setting(network, data, holdout, rule),
         name=f"equal-time/{network}/{data}/{holdout}/{budget}/{rule}",
         steps=steps,
-        evaluate_every=max(1, steps // _EVALUATIONS.get(network, 10)),
+        evaluate_every=max(1, steps // EVALUATIONS),
         learning_rate=about["rules"][rule]["learning_rate"],
     )
 
@@ -229,6 +234,7 @@ def _cells(known: Mapping[str, Any]) -> list[Recipe]:
             for holdout in holdouts(rule):
                 if holdout != "clean" or rule in _FIVE_WITH_CLEAN_HOLDOUT:
                     wanted.append(("cnn", data, holdout, "1x", rule))
+        wanted += [("cnn", data, holdouts(r)[0], "0.5x", r) for r in sorted(_HALF_WITH_CNN)]
     wanted += [
         (network, data, holdouts(rule)[0], "1x", rule)
         for network, data in _SLICES.items()

@@ -12,7 +12,14 @@ from types import MappingProxyType
 from typing import Any, final
 
 from reducible.recipe import Recipe
-from reducible.recipes.equal_time import RULES, data_of, measured, setting, steps_within
+from reducible.recipes.equal_time import (
+    EVALUATIONS,
+    RULES,
+    data_of,
+    measured,
+    setting,
+    steps_within,
+)
 
 
 @final
@@ -163,7 +170,7 @@ def variant(data: str, name: str, known: Mapping[str, Any]) -> Recipe:
     cost = step_cost(made, about.like, known)
     fit = known["rules"][about.like]["fit"] if made.reads_irreducible_loss else 0
     steps = steps_within(1.0, plateau=known["plateau"], cost=cost, fit=fit)
-    return replace(made, steps=steps, evaluate_every=max(1, steps // 10))
+    return replace(made, steps=steps, evaluate_every=max(1, steps // EVALUATIONS))
 
 
 def step_cost(recipe: Recipe, like: str, known: Mapping[str, Any]) -> float:

@@ -222,11 +222,13 @@ SHOWN: Mapping[str, str] = {
     "rs2-all-128": "all three at once",
     "label-smoothing": "label smoothing",
     "rho": "RHO-LOSS, 32 of 320",
+    "rho-cheap": "RHO-LOSS, losses remembered",
     "rho-gate": "RHO-LOSS behind the gate",
     "plan-filter": "plan: filter",
     "plan-floor": "plan: mild filter, noise-floor loss",
     "plan-floor-128": "the same in batches of 128",
-    "plan-floor-all-128": "the same, and the holdout",
+    "plan-floor-all": "the same in batches of 32, and the holdout",
+    "plan-floor-all-128": "in batches of 128, and the holdout",
     "plan-online": "plan, then train loss, 128 of 192",
 }
 """Rules of the overview, by the names it gives them."""
