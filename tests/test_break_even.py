@@ -31,12 +31,16 @@ def _batch(n: int = 8) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture
 def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """8 rows train in 0.8 s; 32 candidates take 1.6 s exactly, 0.4 s in bfloat16."""
+    """8 rows train in 0.8 s; 32 candidates take 1.6 s exactly, 0.4 s in bfloat16.
+
+    Of those that are remembered, one in eight is scored.
+    """
 
     def medians(work: Mapping[str, Callable[[], Any]], **_: Any) -> dict[str, float]:
         for run in work.values():
             run()
-        return {n: {"train": 0.8, "exact": 1.6, "bfloat16": 0.4}[n] for n in work}
+        taken = {"train": 0.8, "exact": 1.6, "bfloat16": 0.4, "remembered": 0.4, "shared": 1.6}
+        return {name: taken[name] for name in work}
 
     monkeypatch.setattr(module, "medians_in_turn", medians)
 
@@ -49,6 +53,8 @@ def test_the_cost_of_an_update_by_hand() -> None:
         (s.scoring, s.ratio, s.discount, s.update_cost, s.steps_to_save) for s in found.settings
     ]
     by_cost = [  # 1 + ratio · f · s
+        ("remembered", 2, 0.03125, 1.03125, 1 / 33),
+        ("remembered", 4, 0.03125, 1.0625, 1 / 17),
         ("bfloat16", 2, 0.25, 1.25, 0.2),
         ("bfloat16", 4, 0.25, 1.5, 1 / 3),
         ("exact", 2, 1.0, 2.0, 0.5),
@@ -65,10 +71,19 @@ def test_it_reads_as_a_table() -> None:
     text = str(rd.break_even(_model(), _batch(), ratios=(2, 4)))
     lines = text.splitlines()
     assert lines[0] == "scoring an example costs 0.50 of training on it (f)"
-    assert len(lines) == 2 + 4 + 1
-    assert lines[2].split() == ["bfloat16", "2", "0.25", "1.25×", "20%"]
-    assert "cheapest: bfloat16 scoring at n_B/n_b = 2" in lines[-1]
-    assert "more than 20% of the steps" in lines[-1]
+    assert len(lines) == 2 + 6 + 1
+    assert lines[4].split() == ["bfloat16", "2", "0.25", "1.25×", "20%"]
+    assert "cheapest: remembered scoring at n_B/n_b = 2" in lines[-1]
+    assert "more than 3% of the steps" in lines[-1]
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_one_scoring_for_several_updates_is_shared() -> None:
+    scorings = {"exact": rd.Scoring(), "shared": rd.Scoring(updates_per_scoring=4)}
+    found = rd.break_even(_model(), _batch(), ratios=(4,), scorings=scorings)
+    assert [(s.scoring, s.discount, s.update_cost) for s in found.settings] == [
+        ("shared", 0.25, 1.5), ("exact", 1.0, 3.0)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -127,6 +142,10 @@ def test_work_takes_turns() -> None:
         ({"ratios": (1,)}, r"ratios must be a number in \(1, inf\)"),
         ({"ratios": (float("nan"),)}, "ratios must be"),
         ({"ratios": ()}, "name at least one ratio"),
+        (
+            {"scorings": {"exact": rd.Scoring(), "old": rd.Scoring(max_age=5)}},
+            "'old' remembers losses for 5 updates, but .* Say which share .* refresh=0.125",
+        ),
     ],
 )
 def test_settings_that_cannot_work(options: dict[str, Any], message: str) -> None:

@@ -20,8 +20,9 @@ from reducible.types import Candidates, ConfigurationError, DataError, require_b
 SCORINGS: Mapping[str, Scoring] = {
     "exact": Scoring(),
     "bfloat16": Scoring(precision="bfloat16"),
+    "remembered": Scoring(precision="bfloat16", max_age=10**6, refresh=1 / 8),
 }
-"""Ways of scoring that need nothing but the model."""
+"""Ways of scoring that need nothing but the model, and ids that are known beforehand."""
 
 
 @final
@@ -32,7 +33,9 @@ class Setting:
     Attributes:
         scoring: name of the way candidates are scored.
         ratio: n_B/n_b.
-        discount: s, its cost per candidate over that of exact scoring.
+        discount: s, its cost per candidate over that of exact scoring. Where losses are
+            remembered, the share that is scored all the same (``refresh``) is charged; where one
+            scoring serves several updates, each is charged its part.
         update_cost: cost of an update over a plain one, 1 + (n_B/n_b)·f·s.
         steps_to_save: share of the steps that selection must save to break even, 1 − 1/cost.
     """
@@ -106,10 +109,12 @@ def break_even(
         repeats: measurements of each.
 
     Raises:
-        ConfigurationError: a ratio or a number of repeats that cannot work.
+        ConfigurationError: a ratio or a number of repeats that cannot work; losses remembered
+            without a share that is scored all the same.
     """
     task = task or Classification()
     scorings = dict(scorings or SCORINGS)
+    shares = {name: _share(name, scoring) for name, scoring in scorings.items()}
     if "exact" not in scorings:
         raise ConfigurationError(
             "scorings must hold 'exact', which discounts are measured against."
@@ -147,11 +152,21 @@ def break_even(
     f = per_candidate["exact"] / per_trained
     settings = []
     for name in scorings:
-        s = per_candidate[name] / per_candidate["exact"]
+        s = shares[name] * per_candidate[name] / per_candidate["exact"]
         for ratio in ratios:
             cost = 1.0 + ratio * f * s
             settings.append(Setting(name, ratio, s, cost, 1.0 - 1.0 / cost))
     return BreakEven(f, tuple(sorted(settings, key=lambda s: s.update_cost)))
+
+
+def _share(name: str, scoring: Scoring) -> float:
+    """Passes over a candidate that an update pays for."""
+    if scoring.max_age and not scoring.refresh:
+        raise ConfigurationError(
+            f"{name!r} remembers losses for {scoring.max_age} updates, but how many candidates are "
+            "older depends on the data. Say which share is scored anew: refresh=0.125."
+        )
+    return (scoring.refresh if scoring.max_age else 1.0) / scoring.updates_per_scoring
 
 
 def medians_in_turn(
