@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from typer.main import get_command
@@ -106,9 +107,9 @@ def test_every_make_target_named_exists(text: str) -> None:
     assert "test" in named
 
 
-def test_the_snippet_on_plans_and_online_selection_runs() -> None:
+def test_the_snippets_on_when_to_use_what_run() -> None:
     when = (ROOT / "docs" / "when.md").read_text(encoding="utf-8")
-    (block,) = _blocks(when, "python")
+    plan, lasting = _blocks(when, "python")
     images = Images(900, 0)
     train = TensorSet(images.x, images.targets)
     store = rd.fit_irreducible_loss(
@@ -119,14 +120,22 @@ def test_the_snippet_on_plans_and_online_selection_runs() -> None:
         make_optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=0.05),
         progress=False,
     )
+    model = nn.Linear(6, 3)
     space: dict[str, Any] = {
-        "rd": rd, "torch": torch, "DataLoader": DataLoader,
-        "train": train, "store": store, "model": nn.Linear(6, 3),
+        "rd": rd, "torch": torch, "F": F, "DataLoader": DataLoader, "train": train, "store": store,
+        "model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
     }  # fmt: skip
-    exec(block, space)
+    exec(plan, space)
     chosen = list(space["batches"])
     assert len(chosen) == 4 * (len(space["plan"].ids) // 192) > 0
     assert all(c.ids.numel() == 32 for c in chosen)
+    before = model.weight.detach().clone()
+    exec(lasting, space)
+    assert space["batches"].step == len(space["plan"].ids) // 192
+    assert not torch.equal(model.weight, before)
+    chosen = list(space["batches"])  # what the second pass scores is seen already, all of it
+    scored = space["batches"].ledger.counts.examples_scored
+    assert 0 < scored <= len(space["plan"].ids)
 
 
 def test_the_two_commands_that_matter_are_named() -> None:
