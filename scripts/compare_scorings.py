@@ -152,9 +152,9 @@ def caption(network: str, seeds: int, made: Recipe, steps: int, repeats: int) ->
     return (
         f"{network} on Fashion-MNIST with one wrong label in ten, {made.n_b} of "
         f"{made.n_candidates}; {steps} steps, compared in the last half. Medians "
-        f"(quartiles) over {seeds} seeds; {repeats} timings each, in turn, on "
-        f"{torch.get_num_threads()} thread(s) of {platform.processor() or platform.machine()} "
-        f"with torch {torch.__version__}."
+        f"(quartiles) over {seeds} {'seed' if seeds == 1 else 'seeds'}; {repeats} timings each, in "
+        f"turn, on {torch.get_num_threads()} thread(s) of "
+        f"{platform.processor() or platform.machine()} with torch {torch.__version__}."
     )
 
 

@@ -106,6 +106,7 @@ RULES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "plan-cross-fit": {**_FILTER, **_ALL, "irreducible_from": "cross-fit"},
         "plan-floor": _FLOOR,
         "plan-floor-all": {**_FLOOR, **_ALL},
+        "plan-full": {**_WEIGHTED, **_FLOOR, **_ALL, "plan": "filter+weights"},
         "plan-floor-128": {**_FLOOR, **_BATCH_128},
         "plan-floor-all-128": {**_FLOOR, **_BATCH_128, **_ALL},
         "plan-online": _ONLINE,
@@ -132,7 +133,7 @@ _NO_HOLDOUT = frozenset(
 _FIVE_WITH_CLEAN_HOLDOUT = frozenset(
     {"holdout-only", "uniform-all", "rho", "plan-filter", "plan-floor"}
 )
-_HALF_WITH_CNN = frozenset({"uniform", "plan-floor", "plan-floor-all"})
+_HALF_WITH_CNN = frozenset({"uniform", "plan-floor", "plan-floor-all", "plan-full"})
 _FOUR = frozenset({"uniform", "rho", "plan-filter", "plan-online"})
 EVALUATIONS = 2
 """In a run: with a decayed rate its end alone counts."""

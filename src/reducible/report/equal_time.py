@@ -226,9 +226,10 @@ SHOWN: Mapping[str, str] = {
     "rho-gate": "RHO-LOSS behind the gate",
     "plan-filter": "plan: filter",
     "plan-floor": "plan: mild filter, noise-floor loss",
-    "plan-floor-128": "the same in batches of 128",
-    "plan-floor-all": "the same in batches of 32, and the holdout",
-    "plan-floor-all-128": "in batches of 128, and the holdout",
+    "plan-floor-128": "that plan in batches of 128",
+    "plan-floor-all": "that plan, and the holdout",
+    "plan-full": "that plan, the holdout, fixed weights",
+    "plan-floor-all-128": "that plan, the holdout, batches of 128",
     "plan-online": "plan, then train loss, 128 of 192",
 }
 """Rules of the overview, by the names it gives them."""
