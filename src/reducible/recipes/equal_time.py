@@ -84,6 +84,7 @@ _ONLINE: Mapping[str, Any] = {
 }
 _SHUFFLED_128: Mapping[str, Any] = {"selector": "rs2", "n_b": 128, "n_candidates": 1280}
 _ALL: Mapping[str, Any] = {"train_on": "train+holdout"}
+_FULL: Mapping[str, Any] = {**_FLOOR, **_WEIGHTED, "plan_multiple": 1.0, **_ALL}
 
 RULES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -106,9 +107,10 @@ RULES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "plan-cross-fit": {**_FILTER, **_ALL, "irreducible_from": "cross-fit"},
         "plan-floor": _FLOOR,
         "plan-floor-all": {**_FLOOR, **_ALL},
-        "plan-full": {**_WEIGHTED, **_FLOOR, **_ALL, "plan": "filter+weights"},
+        "plan-full": _FULL,
         "plan-floor-128": {**_FLOOR, **_BATCH_128},
         "plan-floor-all-128": {**_FLOOR, **_BATCH_128, **_ALL},
+        "plan-full-128": {**_FULL, **_BATCH_128},
         "plan-online": _ONLINE,
         "rho-gate": {**_RHO, "gate": "auto"},
     }

@@ -230,6 +230,7 @@ SHOWN: Mapping[str, str] = {
     "plan-floor-all": "that plan, and the holdout",
     "plan-full": "that plan, the holdout, fixed weights",
     "plan-floor-all-128": "that plan, the holdout, batches of 128",
+    "plan-full-128": "all of it: that plan, the holdout, fixed weights, batches of 128",
     "plan-online": "plan, then train loss, 128 of 192",
 }
 """Rules of the overview, by the names it gives them."""
@@ -284,6 +285,7 @@ LIKE_WITH_LIKE: Mapping[str, tuple[str, str]] = {
     "plan-floor": ("rs2", "batches of 32 from D"),
     "plan-floor-128": ("rs2-128", "batches of 128 from D"),
     "plan-floor-all-128": ("rs2-all-128", "batches of 128 from D and the holdout"),
+    "plan-full-128": ("rs2-all-128", "the same, with fixed weights"),
 }
 """Plans → plain training on the same data in batches of the same size, every row in its turn."""
 
