@@ -31,8 +31,7 @@ class Outcome:
         accuracy: budget → seed → final accuracy.
         time: budget → time in the plateau's, everything charged.
         shared: the same with the irreducible losses shared by ten runs.
-        seconds: budget → seed → seconds that its run was charged.
-        alone: seed → the same of runs at budget 1 that had the machine to themselves.
+        alone: seed → seconds charged, of runs at budget 1 that had the machine to themselves.
         gate: reports of the gate, over all budgets and seeds.
         wrong: share of wrong labels among the rows trained on at budget 1; the median.
     """
@@ -41,7 +40,6 @@ class Outcome:
     accuracy: dict[str, dict[int, float]] = field(default_factory=dict[str, dict[int, float]])
     time: dict[str, float] = field(default_factory=dict[str, float])
     shared: dict[str, float] = field(default_factory=dict[str, float])
-    seconds: dict[str, dict[int, float]] = field(default_factory=dict[str, dict[int, float]])
     alone: dict[int, float] = field(default_factory=dict[int, float])
     gate: list[Mapping[str, Any]] = field(default_factory=list[Mapping[str, Any]])
     wrong: float | None = None
@@ -99,7 +97,6 @@ def _add(
     outcome.accuracy[budget] = {seed: run["final_accuracy"] for seed, run in runs.items()}
     outcome.time[budget] = (trained + cost["fit"]) / plateau
     outcome.shared[budget] = (trained + cost["fit"] / SHARED) / plateau
-    outcome.seconds[budget] = _seconds(result)
     outcome.gate += [run["gate"] for run in runs.values() if "gate" in run]
     if budget == "1x":
         outcome.wrong = statistics.median(run["corrupted_share"] for run in runs.values())
@@ -158,15 +155,14 @@ def table(found: Sequence[Outcome]) -> str:
     lines = [
         "| rule | time to uniform's final accuracy | shared by ten runs | "
         + " | ".join(f"accuracy at {b}, over uniform's" for b in budgets)
-        + " | seconds, over uniform's | alone on the machine | wrong labels trained on |",
-        "|" + "---|" * (len(budgets) + 6),
+        + " | seconds on the clock, over uniform's | wrong labels trained on |",
+        "|" + "---|" * (len(budgets) + 5),
     ]
     for mine in found:
         cells = [
             mine.rule,
             *(_time(mine, uniform, shared=shared) for shared in (False, True)),
             *(_difference(mine, uniform, budget) for budget in budgets),
-            _ratio(mine.seconds.get("1x", {}), uniform.seconds["1x"]),
             _ratio(mine.alone, uniform.alone),
             "–" if mine.wrong is None else f"{100 * mine.wrong:.1f} %",
         ]
