@@ -26,6 +26,7 @@ DEMO = {
     "demo/rho": "RHO-LOSS, clean holdout",
     "demo/rho-noisy-holdout": "RHO-LOSS, holdout with the same noise",
 }
+CNN_IN_README = ("uniform-all", "rho", "plan-floor", "plan-full")
 HOLDOUTS = {"noisy": "holdout with the noise of D", "clean": "clean holdout"}
 
 
@@ -55,8 +56,8 @@ def equal_time() -> None:
             if network == "mlp":
                 readme += filter(None, [overview(found), note, alike])
                 plot_overview(found, ROOT / "docs" / "equal-time.png")
-            elif alike:
-                readme += [alike, note]
+            elif network == "cnn":
+                readme += filter(None, [overview(found, rules=CNN_IN_README), alike, note])
     replace_block(ROOT / "README.md", "equal-time", "\n\n".join(readme))
     if parts:
         replace_block(ROOT / "docs" / "equal-time.md", "equal-time", "\n\n".join(parts))

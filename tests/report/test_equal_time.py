@@ -149,6 +149,8 @@ def test_the_overview_marks_better_and_worse(found: list[Outcome]) -> None:
     assert "**+4.0 (+4.0 to +4.0)**, time 0.71" in text
     assert "*-11.0 (" in text
     assert "81.0 %" in text
+    few = overview({"flip-10": found}, rules=["plan-filter"])
+    assert few.split("\n") == [line for line in text.split("\n") if "RHO-LOSS" not in line]
 
 
 def test_plans_are_held_against_plain_training_alike(tmp_path: Path, found: list[Outcome]) -> None:

@@ -232,8 +232,13 @@ SHOWN: Mapping[str, str] = {
 """Rules of the overview, by the names it gives them."""
 
 
-def overview(by_data: Mapping[str, Sequence[Outcome]], *, budget: str = "1x") -> str:
-    """Markdown: a row per rule of SHOWN, a column per kind of data.
+def overview(
+    by_data: Mapping[str, Sequence[Outcome]],
+    *,
+    rules: Sequence[str] = tuple(SHOWN),
+    budget: str = "1x",
+) -> str:
+    """Markdown: a row per rule of SHOWN that is among ``rules``, a column per kind of data.
 
     A cell says the accuracy over uniform's in the same time, with its paired 95 % interval, and the
     time to uniform's final accuracy. Bold: better, the interval excludes zero; italic: worse.
@@ -242,13 +247,13 @@ def overview(by_data: Mapping[str, Sequence[Outcome]], *, budget: str = "1x") ->
         "| in the same time, everything charged | " + " | ".join(by_data) + " |",
         "|" + "---|" * (len(by_data) + 1),
     ]
-    rules = {o.rule for found in by_data.values() for o in found}
+    there = {o.rule for found in by_data.values() for o in found} & set(rules)
     uniforms = {d: next(o for o in found if o.rule == "uniform") for d, found in by_data.items()}
     medians = [statistics.median(base.accuracy[budget].values()) for base in uniforms.values()]
     cells = ["uniform", *(f"{100 * median:.1f} %" for median in medians)]
     lines.append("| " + " | ".join(cells) + " |")
     for rule, title in SHOWN.items():
-        if rule not in rules:
+        if rule not in there:
             continue
         cells = [title]
         for data, found in by_data.items():
