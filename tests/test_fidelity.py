@@ -418,11 +418,13 @@ def test_the_page_is_made_of_every_way(network: str, script: ModuleType, tmp_pat
     page = tmp_path / "scoring.md"
     page.write_text(script.PAGE.read_text(encoding="utf-8"), encoding="utf-8")
     assert replace_block(page, network, script.table([rows, rows], 6.0))
-    lines = page.read_text(encoding="utf-8").splitlines()
+    text = page.read_text(encoding="utf-8")
+    lines = text.split(f"<!-- {network} -->")[1].split(f"<!-- /{network} -->")[0].splitlines()
     assert [line.split(" | ")[0] for line in lines if line.startswith("| ")][1:] == [
         f"| {way}" for way in ways
     ]
-    assert "2 seeds" in script.caption(network, 2, tiny, 9, 2)
+    assert "2 seeds;" in script.caption(network, 2, tiny, 9, 2)
+    assert "1 seed;" in script.caption(network, 1, tiny, 9, 2)
 
 
 def test_a_line_of_the_table_by_hand(script: ModuleType) -> None:
