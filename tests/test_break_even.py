@@ -47,7 +47,7 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("by_hand")
 def test_the_cost_of_an_update_by_hand() -> None:
-    found = rd.break_even(_model(), _batch(), ratios=(2, 4))
+    found = rd.break_even(nn.Linear(6, 3), _batch(), ratios=(2, 4))
     assert found.forward_over_step == pytest.approx(0.5)  # (1.6 / 32) / (0.8 / 8)
     rows = [
         (s.scoring, s.ratio, s.discount, s.update_cost, s.steps_to_save) for s in found.settings
@@ -68,13 +68,27 @@ def test_the_cost_of_an_update_by_hand() -> None:
 
 @pytest.mark.usefixtures("by_hand")
 def test_it_reads_as_a_table() -> None:
-    text = str(rd.break_even(_model(), _batch(), ratios=(2, 4)))
+    text = str(rd.break_even(nn.Linear(6, 3), _batch(), ratios=(2, 4)))
     lines = text.splitlines()
     assert lines[0] == "scoring an example costs 0.50 of training on it (f)"
     assert len(lines) == 2 + 6 + 1
     assert lines[4].split() == ["bfloat16", "2", "0.25", "1.25×", "20%"]
     assert "cheapest: remembered scoring at n_B/n_b = 2" in lines[-1]
     assert "more than 3% of the steps" in lines[-1]
+
+
+@pytest.mark.usefixtures("by_hand")
+@pytest.mark.parametrize(
+    ("batchnorm", "shares"),
+    [("candidates", (1.0, 0.5, 0.125)), ("running", (0.125, 0.125, 0.125))],
+)
+def test_batch_statistics_take_32_rows(batchnorm: Any, shares: tuple[float, ...]) -> None:
+    lasting = rd.Scoring(max_age=9, refresh=1 / 8, batchnorm=batchnorm)
+    scorings = {"exact": rd.Scoring(), "remembered": lasting}
+    ratios = (2, 8, 40)  # of 16, 64 and 320 candidates
+    found = rd.break_even(_model(), _batch(), ratios=ratios, scorings=scorings)
+    discounts = {s.ratio: s.discount for s in found.settings if s.scoring == "remembered"}
+    assert discounts == {r: 0.25 * share for r, share in zip(ratios, shares, strict=True)}
 
 
 @pytest.mark.usefixtures("by_hand")

@@ -12,7 +12,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from reducible.measure import Scoring, measure
+from reducible.measure import Scoring, least_rows, measure
 from reducible.structure import gather
 from reducible.tasks import Classification, Task, per_example
 from reducible.types import Candidates, ConfigurationError, DataError, require_between
@@ -34,8 +34,9 @@ class Setting:
         scoring: name of the way candidates are scored.
         ratio: n_B/n_b.
         discount: s, its cost per candidate over that of exact scoring. Where losses are
-            remembered, the share that is scored all the same (``refresh``) is charged; where one
-            scoring serves several updates, each is charged its part.
+            remembered, the share that is scored all the same is charged: ``refresh``, or the 32
+            rows that batch normalisation takes its statistics of. Where one scoring serves several
+            updates, each is charged its part.
         update_cost: cost of an update over a plain one, 1 + (n_B/n_b)·f·s.
         steps_to_save: share of the steps that selection must save to break even, 1 − 1/cost.
     """
@@ -114,7 +115,12 @@ def break_even(
     """
     task = task or Classification()
     scorings = dict(scorings or SCORINGS)
-    shares = {name: _share(name, scoring) for name, scoring in scorings.items()}
+    for name, scoring in scorings.items():
+        if scoring.max_age and not scoring.refresh:
+            raise ConfigurationError(
+                f"{name!r} remembers losses for {scoring.max_age} updates, but how many candidates "
+                "are older depends on the data. Say which share is scored anew: refresh=0.125."
+            )
     if "exact" not in scorings:
         raise ConfigurationError(
             "scorings must hold 'exact', which discounts are measured against."
@@ -151,22 +157,21 @@ def break_even(
     per_candidate = {name: seconds[name] / candidates.ids.numel() for name in scorings}
     f = per_candidate["exact"] / per_trained
     settings = []
-    for name in scorings:
-        s = shares[name] * per_candidate[name] / per_candidate["exact"]
+    for name, scoring in scorings.items():
         for ratio in ratios:
+            share = _share_scored(model, scoring, ratio * size)
+            s = share * per_candidate[name] / per_candidate["exact"]
             cost = 1.0 + ratio * f * s
             settings.append(Setting(name, ratio, s, cost, 1.0 - 1.0 / cost))
     return BreakEven(f, tuple(sorted(settings, key=lambda s: s.update_cost)))
 
 
-def _share(name: str, scoring: Scoring) -> float:
-    """Passes over a candidate that an update pays for."""
-    if scoring.max_age and not scoring.refresh:
-        raise ConfigurationError(
-            f"{name!r} remembers losses for {scoring.max_age} updates, but how many candidates are "
-            "older depends on the data. Say which share is scored anew: refresh=0.125."
-        )
-    return (scoring.refresh if scoring.max_age else 1.0) / scoring.updates_per_scoring
+def _share_scored(model: nn.Module, scoring: Scoring, candidates: float) -> float:
+    """Passes over a candidate, of ``candidates`` at a time, that an update pays for."""
+    anew = 1.0
+    if scoring.max_age:
+        anew = min(1.0, max(scoring.refresh, least_rows(model, scoring) / candidates))
+    return anew / scoring.updates_per_scoring
 
 
 def medians_in_turn(

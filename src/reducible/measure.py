@@ -22,6 +22,7 @@ from reducible.types import Candidates, DataError, Evidence, require_between, re
 
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _KEPT_AS = "_reducible_compiled"  # attribute of a model that is scored compiled
+_FOR_STATISTICS = 32  # rows that batch normalisation is to take its statistics of
 _ROWS_PER_PASS = 4096  # of repeated candidates in one batched pass with dropout on
 
 
@@ -91,6 +92,12 @@ class Scoring:
             return tensor
 
         return map_batch(batch, smaller, lambda rows: rows)
+
+
+def least_rows(model: nn.Module, scoring: Scoring) -> int:
+    """Rows that are scored together at least, where losses of the others are remembered."""
+    own = scoring.batchnorm != "running" and any(isinstance(m, _BatchNorm) for m in model.modules())
+    return _FOR_STATISTICS if own else 0
 
 
 def measure(

@@ -8,12 +8,11 @@ from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from reducible.group_holdout import GroupHoldoutLoss
 from reducible.ledger import Ledger, Phase
-from reducible.measure import RUNS_THE_MODEL, Scoring, measure
+from reducible.measure import RUNS_THE_MODEL, Scoring, least_rows, measure
 from reducible.scorers import CoTrained, Overheard
 from reducible.selectors import Look, Selector
 from reducible.stores import IrreducibleLossStore, LossMemory
@@ -28,7 +27,6 @@ from reducible.types import (
 )
 
 _EVAL = Scoring(batchnorm="running")
-_FOR_STATISTICS = 32  # rows that batch normalisation is to take its statistics of, at least
 
 
 class _Lesson(NamedTuple):
@@ -78,8 +76,7 @@ class Measuring:
         frozen = scorer if isinstance(scorer, nn.Module) else model
         self._scores_with = frozen if self._learner is None else self._learner.model
         self._memory = memory
-        whole = scoring.batchnorm != "running" and _normalises_batches(self._scores_with)
-        self._least = _FOR_STATISTICS if memory is not None and whole else 0
+        self._least = least_rows(self._scores_with, scoring)
         self._groups = groups
         self._total_steps = total_steps
         self._lesson: _Lesson | None = None
@@ -373,7 +370,3 @@ class Measuring:
         if self._holdout is not None:
             self._holdout.load_state_dict(state["holdout"])
         self._flops = {(frozenset(needs), s): value for needs, s, value in state["flops"]}
-
-
-def _normalises_batches(model: nn.Module) -> bool:
-    return any(isinstance(module, _BatchNorm) for module in model.modules())
