@@ -169,6 +169,30 @@ def test_candidates_means_statistics_of_the_candidate_batch(training: bool) -> N
     torch.testing.assert_close(loss, _loss(independent(candidates.batch[0]), candidates))
 
 
+@pytest.mark.parametrize("batchnorm", ["candidates", "running", "reference"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_a_layer_that_stands_in_two_places_is_put_back(batchnorm: Any, training: bool) -> None:
+    norm, chance = nn.BatchNorm1d(8), nn.Dropout(0.5)
+    tail = nn.Sequential(norm, chance)
+    model = nn.Sequential(nn.Linear(6, 8), norm, chance, nn.Linear(8, 8), tail, nn.Linear(8, 3))
+    model.train(training)
+    g = torch.Generator().manual_seed(0)
+    batch = (torch.randn(B, 6, generator=g), torch.arange(B) % 3)
+    candidates = rd.Candidates(torch.arange(B), batch)
+    before = [(m.training, getattr(m, "track_running_stats", None)) for m in model.modules()]
+    moved = norm.running_mean
+    assert moved is not None
+    was = moved.clone()
+    found = rd.measure(model, candidates, _needs("loss"), rd.Scoring(batchnorm=batchnorm))
+    assert before == [
+        (m.training, getattr(m, "track_running_stats", None)) for m in model.modules()
+    ]
+    assert torch.equal(moved, was) == (batchnorm != "reference")
+    if batchnorm == "running":  # independently: eval mode
+        expected = F.cross_entropy(model.eval()(batch[0]), batch[1], reduction="none")
+        torch.testing.assert_close(found.require("loss"), expected)
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_running_means_eval_mode(training: bool) -> None:
     model, candidates = _resnet().train(training), _candidates()

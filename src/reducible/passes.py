@@ -106,9 +106,7 @@ class CandidatePasses:
 
     def rows(self, size: int) -> int:
         """n_b for a candidate batch of ``size`` rows."""
-        if self._rows is None or self._n_candidates is None:
-            self._rows = rows_to_keep(self._keep, self._n_candidates or size)
-        return self._rows
+        return self._rows or rows_to_keep(self._keep, size)
 
     def walk(self, step: int) -> Iterator[tuple[Candidates, Tensor | None]]:
         """Candidate batches of one pass; with weights [K] where their rows are chosen already.
@@ -137,8 +135,8 @@ class CandidatePasses:
     def _is_whole(self, size: int) -> bool:
         """Whether a candidate batch has n_B rows, which is the first one's number."""
         if self._n_candidates is None:
-            require_rows(rows_to_keep(self._keep, size), self._updates, size)
-            self._n_candidates = size
+            self._n_candidates, self._rows = size, rows_to_keep(self._keep, size)
+            require_rows(self._rows, self._updates, size)
         return size >= self._n_candidates
 
     def _open(self, step: int) -> tuple[Iterator[Any], Reordered | None]:
@@ -229,8 +227,8 @@ class CandidatePasses:
         """The next walk continues the pass that ``state`` was taken in."""
         self.epoch = state["epoch"]
         self._position = state["position"]
-        self._n_candidates = state["n_candidates"]
-        self._rows = None
+        size = self._n_candidates = state["n_candidates"]
+        self._rows = None if size is None else rows_to_keep(self._keep, size)
         self._order = state["order"] if state["inside"] else None
         self._resuming = state["inside"]
         if not state["inside"]:
