@@ -1,11 +1,13 @@
-"""How faithful cheap scoring is, and what it costs, on two networks; writes docs/scoring.md.
+"""How faithful cheap scoring is, and what it costs, on two networks; writes results/fidelity.
 
-Its last columns are times: run it on a quiet machine, best on one thread (OMP_NUM_THREADS=1).
+Costs are times: run it on a quiet machine, best on one thread (OMP_NUM_THREADS=1);
+then `make docs`.
 """
 
 import argparse
 import platform
-from dataclasses import replace
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,13 @@ from reducible.fidelity import Fidelity, Way, fidelity
 from reducible.models import MODELS
 from reducible.recipe import Recipe
 from reducible.recipes import recipe
-from reducible.report.statistics import median_iqr
-from reducible.report.studies import replace_block
-from reducible.report.tables import percent
+from reducible.records import write_json
+from reducible.run import versions
 from reducible.seeds import stream_seed
 from reducible.splits import Splits, make_splits
+from reducible.sweep import current_commit
 
-PAGE = Path(__file__).parent.parent / "docs" / "scoring.md"
+RESULTS = Path(__file__).parent.parent / "results" / "fidelity"
 DEMO = recipe("demo/rho")
 EXITS = {"lenet": ("2", "5"), "resnet-18-16": ("4", "6")}
 """Network → the modules that early exits stand behind: after its first and its second stage."""
@@ -123,39 +125,28 @@ def compare(
     )
 
 
-def table(seeds: list[list[Fidelity]], ratio: float) -> str:
-    """Markdown: a line per way, over all seeds and batches."""
-    lines = [
-        "| scoring | a candidate over training on an example | an update over a plain one | "
-        "the same picks | rank correlation |",
-        "|---|---|---|---|---|",
-    ]
-    for rows in zip(*seeds, strict=True):
-        cost, *costs = median_iqr([c for row in rows for c in row.costs])
-        cells = [
-            rows[0].way,
-            f"{cost:.3f} ({costs[0]:.3f} to {costs[1]:.3f})",
-            f"{1 + ratio * cost:.2f}",
-            spread([o for row in rows for o in row.overlaps], percent),
-            spread([r for row in rows for r in row.rank_correlations], lambda r: f"{r:.3f}"),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def spread(values: list[float], show: Any) -> str:
-    middle, low, high = median_iqr(values)
-    return f"{show(middle)} ({show(low)} to {show(high)})"
-
-
-def caption(network: str, seeds: int, made: Recipe, steps: int, repeats: int) -> str:
-    return (
-        f"{network} on Fashion-MNIST with one wrong label in ten, {made.n_b} of "
-        f"{made.n_candidates}; {steps} steps, compared in the last half. Medians "
-        f"(quartiles) over {seeds} {'seed' if seeds == 1 else 'seeds'}; {repeats} timings each, in "
-        f"turn, on {torch.get_num_threads()} thread(s) of "
-        f"{platform.processor() or platform.machine()} with torch {torch.__version__}."
+def write(network: str, seeds: list[list[Fidelity]], steps: int, repeats: int) -> Path:
+    """The results file of a network; returns its path."""
+    path = RESULTS / network / f"{current_commit()}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(
+        path,
+        {
+            "network": network,
+            "n_b": DEMO.n_b,
+            "n_candidates": DEMO.n_candidates,
+            "steps": steps,
+            "repeats": repeats,
+            "versions": versions(),
+            "machine": {
+                "processor": platform.machine(),
+                "threads": torch.get_num_threads(),
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            },
+            "seeds": [[asdict(row) for row in rows] for rows in seeds],
+        },
     )
+    return path
 
 
 if __name__ == "__main__":
@@ -173,9 +164,4 @@ if __name__ == "__main__":
             options = {"steps": steps, "repeats": arguments.repeats}
             seeds.append(compare(network, seed, compiled=not arguments.no_compile, **options))
             print(f"{network}, seed {seed}: done", flush=True)
-        lines = [
-            table(seeds, DEMO.n_candidates / DEMO.n_b),
-            "",
-            caption(network, len(seeds), DEMO, steps, arguments.repeats),
-        ]
-        replace_block(PAGE, network, "\n".join(lines))
+        print(write(network, seeds, steps, arguments.repeats), flush=True)

@@ -17,8 +17,8 @@ from reducible.report.equal_time import (
     table,
 )
 from reducible.report.online import Study, block, titles_list
-from reducible.report.scoring import accuracy_table
-from reducible.report.studies import demo_table, replace_block
+from reducible.report.scoring import accuracy_table, cost_table
+from reducible.report.studies import demo_table, newest_results, replace_block
 
 ROOT = Path(__file__).parent.parent
 DEMO = {
@@ -79,10 +79,13 @@ def online() -> None:
 
 
 def scoring() -> None:
-    """What cheap scoring keeps of the accuracy per step."""
+    """What cheap scoring costs, and what it keeps of the accuracy per step."""
+    page = ROOT / "docs" / "scoring.md"
+    for network in ("lenet", "resnet-18-16"):
+        replace_block(page, network, cost_table(newest_results(ROOT / "results/fidelity", network)))
     for study in STUDIES:
         table = accuracy_table(ROOT / "results", f"scoring/{study}")
-        replace_block(ROOT / "docs" / "scoring.md", f"accuracy-{study}", table)
+        replace_block(page, f"accuracy-{study}", table)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import copy
 import importlib.util
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +23,8 @@ import reducible as rd
 import reducible.fidelity as module
 from reducible.data import TensorSet
 from reducible.fidelity import Fidelity, Way, fidelity, overlap, rank_correlation
-from reducible.report.studies import replace_block
+from reducible.report.scoring import cost_table
+from reducible.report.studies import newest_results
 
 N, N_B, K, C = 96, 24, 4, 3
 STORE = rd.IrreducibleLossStore.from_tensor(
@@ -401,7 +402,9 @@ def script() -> ModuleType:
 
 
 @pytest.mark.parametrize("network", ["lenet", "resnet-18-16"])
-def test_the_page_is_made_of_every_way(network: str, script: ModuleType, tmp_path: Path) -> None:
+def test_the_table_is_made_of_every_way(
+    network: str, script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny = replace(
         script.DEMO, train_examples=96, holdout_examples=64, n_candidates=24, n_b=4,
         irreducible_epochs=1,
@@ -415,24 +418,30 @@ def test_the_page_is_made_of_every_way(network: str, script: ModuleType, tmp_pat
     assert sum("mlp-64" in way for way in ways) == sum("exit" in way for way in ways) == 2
     assert any("14 × 14" in way for way in ways) == (network != "lenet")
     assert [row.overlap for row in rows if row.way == "exact"] == [1.0]
-    page = tmp_path / "scoring.md"
-    page.write_text(script.PAGE.read_text(encoding="utf-8"), encoding="utf-8")
-    assert replace_block(page, network, script.table([rows, rows], 6.0))
-    text = page.read_text(encoding="utf-8")
-    lines = text.split(f"<!-- {network} -->")[1].split(f"<!-- /{network} -->")[0].splitlines()
+    monkeypatch.setattr(script, "RESULTS", tmp_path)
+    script.write(network, [rows, rows], 9, 2)
+    result = newest_results(tmp_path, network)
+    lines = cost_table(result).splitlines()
     assert [line.split(" | ")[0] for line in lines if line.startswith("| ")][1:] == [
         f"| {way}" for way in ways
     ]
-    assert "2 seeds;" in script.caption(network, 2, tiny, 9, 2)
-    assert "1 seed;" in script.caption(network, 1, tiny, 9, 2)
+    assert lines[-1].startswith(f"{network} on Fashion-MNIST")
+    assert "9 steps" in lines[-1]
+    assert "over 2 seeds; 2 timings" in lines[-1]
 
 
-def test_a_line_of_the_table_by_hand(script: ModuleType) -> None:
+def test_a_line_of_the_table_by_hand() -> None:
     seeds = [
-        [Fidelity("x", (0.1, 0.2), (0.5, 0.5), (0.1, 0.1))],
-        [Fidelity("x", (0.3, 0.4), (0.7, 0.7), (0.3, 0.3))],
+        [asdict(Fidelity("x", (0.1, 0.2), (0.5, 0.5), (0.1, 0.1)))],
+        [asdict(Fidelity("x", (0.3, 0.4), (0.7, 0.7), (0.3, 0.3)))],
     ]
-    line = script.table(seeds, 10.0).splitlines()[-1]
+    result = {
+        "network": "lenet", "n_b": 32, "n_candidates": 320, "steps": 9, "repeats": 2,
+        "seeds": seeds, "versions": {"torch": "2.4"},
+        "machine": {"processor": "here", "threads": 1},
+    }  # fmt: skip
+    line = cost_table(result).splitlines()[2]
     assert line == (
         "| x | 0.200 (0.100 to 0.300) | 3.00 | 60.0 % (50.0 % to 70.0 %) | 0.250 (0.175 to 0.325) |"
     )
+    assert "over 1 seed;" in cost_table(result | {"seeds": seeds[:1]})

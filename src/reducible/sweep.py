@@ -64,7 +64,7 @@ def run_sweep(
     seeds, recipes = sorted(set(seeds)), list({recipe.name: recipe for recipe in recipes}.values())
     jobs = [(recipe, seed) for seed in seeds for recipe in recipes]
     todo = [(r, s) for r, s in jobs if not (_folder(work, r, s) / "summary.json").exists()]
-    commit = _commit()
+    commit = current_commit()
     if progress:
         seconds = sum(_costs(todo, jobs, work=work))
         Console(stderr=True).print(
@@ -255,7 +255,7 @@ def _trial(recipe: Recipe, seed: int, steps: int = 30) -> tuple[float, float]:
         return took - stepping, stepping / steps
 
 
-def _commit() -> str:
+def current_commit() -> str:
     """Short name of the commit that is run, ``-dirty`` where files differ from it."""
     try:
         said = subprocess.run(

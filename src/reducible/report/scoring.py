@@ -1,13 +1,13 @@
-"""Cheap scoring: what each way keeps of the accuracy per step that exact scoring gives."""
+"""Cheap scoring: what each way costs, and what it keeps of the accuracy of exact scoring."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reducible.report.statistics import paired_bootstrap
+from reducible.report.statistics import median_iqr, paired_bootstrap
 from reducible.report.studies import newest_results
 from reducible.report.tables import percent
 
@@ -66,6 +66,47 @@ def accuracy_table(results: Path, family: str) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", _seeds(runs)])
+
+
+def cost_table(result: Mapping[str, Any]) -> str:
+    """Markdown: a row per way, over all seeds and batches, of what compare_scorings.py found.
+
+    Args:
+        result: of its results file: the settings, and per seed a list of ``Fidelity`` as mappings.
+    """
+    lines = [
+        "| scoring | a candidate over training on an example | an update over a plain one | "
+        "the same picks | rank correlation |",
+        "|---|---|---|---|---|",
+    ]
+    ratio = result["n_candidates"] / result["n_b"]
+    for rows in zip(*result["seeds"], strict=True):
+        every = {
+            name: [value for row in rows for value in row[name]]
+            for name in ("costs", "overlaps", "rank_correlations")
+        }
+        cells = [
+            rows[0]["way"],
+            _spread(every["costs"], "{:.3f}".format),
+            f"{1 + ratio * statistics.median(every['costs']):.2f}",
+            _spread(every["overlaps"], percent),
+            _spread(every["rank_correlations"], "{:.3f}".format),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    seeds, machine = len(result["seeds"]), result["machine"]
+    caption = (
+        f"{result['network']} on Fashion-MNIST with one wrong label in ten, {result['n_b']} of "
+        f"{result['n_candidates']}; {result['steps']} steps, compared in the last half. Medians "
+        f"(quartiles) over {seeds} {'seed' if seeds == 1 else 'seeds'}; {result['repeats']} "
+        f"timings each, in turn, on {machine['threads']} thread(s) of {machine['processor']} with "
+        f"torch {result['versions']['torch']}."
+    )
+    return "\n".join([*lines, "", caption])
+
+
+def _spread(values: Sequence[float], show: Callable[[float], str]) -> str:
+    middle, low, high = (show(value) for value in median_iqr(values))
+    return f"{middle} ({low} to {high})"
 
 
 def _by_seed(result: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
