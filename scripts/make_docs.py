@@ -26,7 +26,16 @@ DEMO = {
     "demo/rho": "RHO-LOSS, clean holdout",
     "demo/rho-noisy-holdout": "RHO-LOSS, holdout with the same noise",
 }
-CNN_IN_README = ("uniform-all", "rho", "plan-floor", "plan-full")
+CNN_IN_README = (
+    "uniform-all",
+    "rs2",
+    "rs2-128",
+    "rs2-all-128",
+    "rho",
+    "plan-floor",
+    "plan-full",
+    "plan-floor-all-128",
+)
 HOLDOUTS = {"noisy": "holdout with the noise of D", "clean": "clean holdout"}
 
 
