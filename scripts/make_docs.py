@@ -33,6 +33,7 @@ CNN_IN_README = (
     "rs2-all-128",
     "rho",
     "plan-floor",
+    "plan-floor-128",
     "plan-full",
     "plan-floor-all-128",
 )
