@@ -34,7 +34,6 @@ from reducible.recipe import Recipe
 from reducible.records import (
     MetricsWriter,
     PickWriter,
-    Tally,
     read_json,
     read_metrics,
     summarise,
@@ -43,6 +42,7 @@ from reducible.records import (
 from reducible.seeds import stream_seed
 from reducible.splits import Splits, make_splits
 from reducible.stores import IrreducibleLossStore
+from reducible.tally import Tally
 from reducible.types import ConfigurationError, require_between
 
 _FINAL_EVALUATIONS = 5  # final accuracy is the mean of the last so many at a constant rate
