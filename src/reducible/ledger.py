@@ -7,10 +7,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, final
+from typing import Any, Literal, final, get_args
 
-PHASES = ("irreducible_loss", "load", "score", "pick", "train", "evaluate")
 Phase = Literal["irreducible_loss", "load", "score", "pick", "train", "evaluate"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
 @dataclass(slots=True)
@@ -47,6 +47,7 @@ class Ledger:
         self._clock = clock
         self._stack: list[Phase] = []
         self._mark = 0.0
+        self._phases = {name: _Phase(self, name) for name in PHASES}
         self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self.counts = Counts()
 
@@ -56,7 +57,7 @@ class Ledger:
 
     def phase(self, name: Phase) -> _Phase:
         """Charge the time of the body to ``name``."""
-        return _Phase(self, name)
+        return self._phases[name]
 
     def enter(self, name: Phase) -> None:
         """Begin a phase; suspends the one that runs."""
@@ -101,7 +102,7 @@ class Ledger:
 
 
 class _Phase:
-    """One stretch of time; a class, for it is entered several times a step."""
+    """Time charged to one phase; made once and entered again, for that happens at every step."""
 
     __slots__ = ("_ledger", "_name")
 

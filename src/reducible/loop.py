@@ -21,8 +21,8 @@ from reducible.passes import CandidatePasses, blindly, check_keep, rows_to_keep
 from reducible.scorers import CoTrained
 from reducible.seeds import stream_seed
 from reducible.selectors import Choice, Scheduled, Selector
-from reducible.stores import IrreducibleLossStore, LossMemory, ids_of, labels_of, require_ids
-from reducible.structure import gather, to_device
+from reducible.stores import IrreducibleLossStore, LossMemory, ids_of, labels_of
+from reducible.structure import gather
 from reducible.tasks import Classification, Task, per_example
 from reducible.types import Candidates, ConfigurationError, DataError
 
@@ -297,25 +297,28 @@ class SelectingLoader:
             self._waiting = []  # of a pass that was broken off
         updates = self._scoring.updates_per_scoring
         begun = updates - len(self._waiting) if self._waiting else 0  # of the batch walked first
-        for candidates, weights in self._passes.walk(self._step - begun):
-            with self.ledger.phase("load"):
-                require_ids(candidates.ids)
-                here = Candidates(candidates.ids, to_device(candidates.batch, device))
-            if not self._waiting:
+        for candidates, weights in self._passes.walk(self._step - begun, device):
+            while True:
                 with self.ledger.phase("pick"):
-                    self._waiting = (
-                        self._choose(here, generator)
-                        if weights is None
-                        else self._as_drawn(here, weights.to(device))
-                    )
-            while self._waiting:
-                part = self._waiting.pop(0)
-                with self.ledger.phase("pick"):
-                    size = here.ids.numel()
-                    all_drawn = weights is not None and part.ids.numel() == size
-                    batch = here.batch if all_drawn else gather(here.batch, part.positions, size)
-                    chosen = Chosen(batch, part.ids, part.weights, part.info, part.shadows)
-                yield from self._hand_out(chosen)
+                    if not self._waiting:
+                        self._waiting = (
+                            self._choose(candidates, generator)
+                            if weights is None
+                            else self._as_drawn(candidates, weights)
+                        )
+                    part = self._waiting.pop(0)
+                    chosen = self._gathered(candidates, part, drawn=weights is not None)
+                    self._charge(chosen)
+                if self._gating is not None:
+                    self._gating.handed_out()
+                self.ledger.enter("train")  # until the next batch is asked for
+                try:
+                    yield chosen
+                finally:
+                    self.ledger.leave()
+                self._measuring.settle()
+                if not self._waiting:
+                    break
 
     def _choose(self, candidates: Candidates, generator: torch.Generator) -> list[Part]:
         """The choice from one candidate batch, in as many parts as it is handed out in."""
@@ -341,7 +344,9 @@ class SelectingLoader:
             ids=choice.evidence.ids.index_select(0, selection.index),
             weights=selection.weight,
             info=selection.info,
-            shadows=self._watch(candidates, choice, k * updates, generator, seed),
+            shadows=self._watch(candidates, choice, k * updates, generator, seed)
+            if self._shadows
+            else {},
         )
         return [whole] if updates == 1 else whole.split(k)
 
@@ -375,31 +380,28 @@ class SelectingLoader:
             shadows[name] = would.evidence.ids[would.selection.index]
         return shadows
 
-    def _hand_out(self, chosen: Chosen) -> Iterator[Chosen]:
-        """Record, count and yield one batch; the time until the next is asked for is training."""
-        with self.ledger.phase("pick"):
-            if self._record is not None:
-                score = chosen.info.get("score")
-                self._record.write(self._step, chosen.ids, score, chosen.weights)
-            rows = chosen.ids.numel()
-            counts = self.ledger.counts
-            counts.updates += 1
-            counts.examples_trained += rows
-            forward = self._measuring.forward_flops
-            if self.train_flops_per_example is not None:
-                counts.flops_train += int(rows * self.train_flops_per_example)
-            elif forward is not None:
-                counts.flops_train += int(rows * 3 * forward)
-            self._measuring.learn(chosen.batch, chosen.weights)
-            self._step += 1
-        if self._gating is not None:
-            self._gating.handed_out()
-        self.ledger.enter("train")
-        try:
-            yield chosen
-        finally:
-            self.ledger.leave()
-        self._measuring.settle()
+    def _gathered(self, candidates: Candidates, part: Part, *, drawn: bool) -> Chosen:
+        """A part of the candidates with its rows; all of them, where they were drawn as one."""
+        size = candidates.ids.numel()
+        everything = drawn and part.ids.numel() == size
+        batch = candidates.batch if everything else gather(candidates.batch, part.positions, size)
+        return Chosen(batch, part.ids, part.weights, part.info, part.shadows)
+
+    def _charge(self, chosen: Chosen) -> None:
+        """Record and count a batch that is about to be handed out; step what learns along."""
+        if self._record is not None:
+            self._record.write(self._step, chosen.ids, chosen.info.get("score"), chosen.weights)
+        rows = chosen.ids.numel()
+        counts = self.ledger.counts
+        counts.updates += 1
+        counts.examples_trained += rows
+        forward = self._measuring.forward_flops
+        if self.train_flops_per_example is not None:
+            counts.flops_train += int(rows * self.train_flops_per_example)
+        elif forward is not None:
+            counts.flops_train += int(rows * 3 * forward)
+        self._measuring.learn(chosen.batch, chosen.weights)
+        self._step += 1
 
     def remember(self, ids: Tensor, per_example_loss: Tensor) -> None:
         """Report the losses ([K]) of rows that are trained on, for rules that remember them."""

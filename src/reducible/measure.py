@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, final
 from weakref import WeakKeyDictionary, WeakSet
@@ -152,7 +151,7 @@ def measure(
             wants_features = "features" in needs
             compiled = scoring.compile and not wants_features  # layers inside cannot be watched
             runs = _compiled(model) if compiled else model
-            with _passes(model, scoring, seed=seed):
+            with _Passes(model, scoring, seed=seed):
                 logits, features = task.forward(
                     runs, scoring.reduced(batch), features=wants_features
                 )
@@ -188,7 +187,7 @@ def group_losses(
     Returns:
         [G], [G] float64 on the CPU.
     """
-    with torch.inference_mode(), _passes(model, Scoring(batchnorm="running")):
+    with torch.inference_mode(), _Passes(model, Scoring(batchnorm="running")):
         targets = task.targets(batch)
         if targets is None:
             raise DataError("the task has no targets, so there is no holdout loss.")
@@ -224,7 +223,7 @@ def _dropout_passes(
     size = ids.numel()
     at_once = min(samples, max(1, _ROWS_PER_PASS // size))
     parts: list[Tensor] = []
-    with _passes(model, scoring, dropout=True, seed=seed):
+    with _Passes(model, scoring, dropout=True, seed=seed):
         for first in range(0, samples, at_once):
             repeats = min(at_once, samples - first)
             repeated = gather(scoring.reduced(batch), torch.arange(size).repeat(repeats), size)
@@ -262,86 +261,87 @@ def _compiled(model: nn.Module) -> Any:
     return kept.runs
 
 
-@contextmanager
-def _passes(
-    model: nn.Module, scoring: Scoring, *, dropout: bool = False, seed: int = 0
-) -> Iterator[None]:
+class _Passes:
     """Forward passes of ``model`` in its scoring mode that leave no trace.
 
-    One generator, for every step passes through it: nested ones would take twice the time.
+    A class and plain loops, for every step passes through it: a generator and the module's own
+    ``modules()`` and ``eval()`` would take several times as long.
     """
-    modules: list[nn.Module] = []
-    _walk(model, modules)
-    device = _device_of(modules)
-    dtype = _DTYPES[scoring.precision]
-    chance = dropout or scoring.batchnorm == "reference"
-    streams = _streams(model, device, chance)
-    switched: list[nn.Module] = []
-    untracked: list[_BatchNorm] = []
-    try:
-        _set_mode(modules, scoring.batchnorm, chance, switched, untracked)
-        if dropout:
-            torch.manual_seed(seed)
-        if dtype is None:
-            yield
-        else:
-            with torch.autocast(device.type, dtype=dtype):
-                yield
-    finally:
-        for norm in untracked:
+
+    def __init__(
+        self, model: nn.Module, scoring: Scoring, *, dropout: bool = False, seed: int = 0
+    ) -> None:
+        self._model, self._scoring = model, scoring
+        self._dropout, self._seed = dropout, seed
+        self._switched: list[nn.Module] = []
+        self._untracked: list[_BatchNorm] = []
+        self._autocast: torch.autocast | None = None
+
+    def __enter__(self) -> None:
+        modules, device = _modules_and_device(self._model)
+        batchnorm, dtype = self._scoring.batchnorm, _DTYPES[self._scoring.precision]
+        chance = self._dropout or batchnorm == "reference"
+        self._streams = _streams(self._model, device, chance)
+        try:
+            self._set_mode(modules, batchnorm, chance)
+            if self._dropout:
+                torch.manual_seed(self._seed)
+            if dtype is not None:
+                autocast = torch.autocast(device.type, dtype=dtype)
+                autocast.__enter__()
+                self._autocast = autocast
+        except BaseException:
+            self._put_back()
+            raise
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            if self._autocast is not None:
+                self._autocast.__exit__(*error)
+        finally:
+            self._put_back()
+
+    def _set_mode(self, modules: list[nn.Module], batchnorm: str, chance: bool) -> None:
+        """Put every module, the model first, into its scoring mode; notes what to put back."""
+        trains = modules[0].training
+        for module in modules:
+            was = module.training
+            mode = chance
+            if trains and not was:  # frozen on purpose, and stays so
+                mode = False
+            elif isinstance(module, _NormBase):
+                mode = chance and batchnorm == "reference"
+                if batchnorm == "candidates" and isinstance(module, _BatchNorm):
+                    # Train mode without tracking: the batch's statistics, running ones kept.
+                    mode = True
+                    if module.track_running_stats:
+                        self._untracked.append(module)
+                        module.track_running_stats = False
+            if mode != was:
+                self._switched.append(module)
+                module.__dict__["training"] = mode  # without nn.Module's search on every set
+
+    def _put_back(self) -> None:
+        for norm in self._untracked:
             norm.track_running_stats = True
-        for module in switched:
-            _set(module, not module.training)
-        _restore(model, streams)
+        for module in self._switched:
+            module.__dict__["training"] = not module.training
+        _restore(self._model, self._streams)
 
 
-def _walk(module: nn.Module, into: list[nn.Module]) -> None:
-    """``module`` and all inside it: a third of the time of ``modules()``, which names them too."""
-    into.append(module)
-    for child in module._modules.values():
-        if child is not None:
-            _walk(child, into)
+def _modules_and_device(model: nn.Module) -> tuple[list[nn.Module], torch.device]:
+    """The model and all modules inside it, and where its first parameter lies (else the CPU).
 
-
-def _device_of(modules: list[nn.Module]) -> torch.device:
-    """Where the first parameter lies; the CPU where there is none."""
+    A third of the time of ``modules()``, which names them too.
+    """
+    modules = [model]
+    first: Tensor | None = None
     for module in modules:
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                return parameter.device
-    return torch.device("cpu")
-
-
-def _set_mode(
-    modules: list[nn.Module],
-    batchnorm: str,
-    chance: bool,
-    switched: list[nn.Module],
-    untracked: list[_BatchNorm],
-) -> None:
-    """Put every module, the model first, into its scoring mode; notes what is to be put back."""
-    trains = modules[0].training
-    for module in modules:
-        was = module.training
-        mode = chance
-        if trains and not was:  # frozen on purpose, and stays so
-            mode = False
-        elif isinstance(module, _NormBase):
-            mode = chance and batchnorm == "reference"
-            if batchnorm == "candidates" and isinstance(module, _BatchNorm):
-                # Train mode without tracking: statistics of the batch, running ones out of reach.
-                mode = True
-                if module.track_running_stats:
-                    untracked.append(module)
-                    module.track_running_stats = False
-        if mode != was:
-            switched.append(module)
-            _set(module, mode)
-
-
-def _set(module: nn.Module, training: bool) -> None:
-    """``module.training = training``, without the search that nn.Module makes on every set."""
-    module.__dict__["training"] = training
+        if module._modules:
+            modules += [child for child in module._modules.values() if child is not None]
+        if first is None and module._parameters:
+            first = next((p for p in module._parameters.values() if p is not None), None)
+    return modules, torch.device("cpu") if first is None else first.device
 
 
 class _Streams(NamedTuple):
@@ -367,12 +367,12 @@ def _streams(model: nn.Module, device: torch.device, chance: bool) -> _Streams:
     others = (np.random.get_state(), random.getstate()) if keep_all else None  # noqa: NPY002
     devices = [] if device.type == "cpu" else [device]
     accelerator = [(d, torch.get_device_module(d).get_rng_state(d)) for d in devices]
-    return _Streams(torch.get_rng_state(), accelerator, others)
+    return _Streams(torch.default_generator.get_state(), accelerator, others)
 
 
 def _restore(model: nn.Module, found: _Streams) -> None:
     """Give the streams back; notes whether NumPy's or Python's had moved."""
-    torch.set_rng_state(found.torch)
+    torch.default_generator.set_state(found.torch)
     for device, state in found.accelerator:
         torch.get_device_module(device).set_rng_state(state, device)
     if found.others is None:

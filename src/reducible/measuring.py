@@ -176,11 +176,10 @@ class Measuring:
         ) -> Evidence:
             self.settle()
             with self._ledger.phase(phase):
-                ids, batch = candidates
+                here = candidates
                 if rows is not None:
-                    batch = gather(batch, rows, ids.numel())
-                    ids = ids[rows.to(ids.device)]
-                here = Candidates(ids, batch)
+                    ids, batch = candidates
+                    here = Candidates(ids[rows.to(ids.device)], gather(batch, rows, ids.numel()))
                 wanted = needs | {"step"} if self._memory is not None else needs
                 context = self._context(wanted, epoch, step)
                 return evidence(here, needs, context, samples, seed, live)
@@ -226,22 +225,24 @@ class Measuring:
     ) -> Evidence:
         """Evidence of one pass over all the candidates given."""
 
-        def run(*, eager: bool = False) -> Evidence:
-            return self._evidence(candidates, needs, context, samples, seed, live, eager=eager)
-
-        size, kind = candidates.ids.numel(), (needs, samples)
-        if kind in self._flops:
-            evidence = run()
+        kind = (needs, samples)
+        measured = self._flops.get(kind)
+        if measured is not None:
+            evidence = self._evidence(candidates, needs, context, samples, seed, live)
         else:
-            with FlopCounterMode(display=False) as counter:
-                evidence = run(eager=True)  # what is compiled cannot be counted
-            self._flops[kind] = counter.get_total_flops() / size
+            with FlopCounterMode(display=False) as counter:  # what is compiled cannot be counted
+                evidence = self._evidence(
+                    candidates, needs, context, samples, seed, live, eager=True
+                )
+            measured = counter.get_total_flops() / candidates.ids.numel()
+            self._flops[kind] = measured
+        size = candidates.ids.numel()
         passes = samples if "mc_logits" in needs else 0
         passes += 1 if needs & (RUNS_THE_MODEL - {"mc_logits"}) else 0
         counts = self._ledger.counts
         counts.forwards_scored += passes
         counts.examples_scored += size * passes
-        counts.flops_score += int(size * self._flops[kind])
+        counts.flops_score += int(size * measured)
         return evidence
 
     def _remembered(

@@ -25,6 +25,8 @@ from reducible.loaders import (
 )
 from reducible.seeds import stream_seed
 from reducible.selectors import Selector
+from reducible.stores import require_ids
+from reducible.structure import to_device
 from reducible.types import Candidates, ConfigurationError, DataError, Evidence
 
 
@@ -108,26 +110,30 @@ class CandidatePasses:
         """n_b for a candidate batch of ``size`` rows."""
         return self._rows or rows_to_keep(self._keep, size)
 
-    def walk(self, step: int) -> Iterator[tuple[Candidates, Tensor | None]]:
+    def walk(self, step: int, device: torch.device) -> Iterator[tuple[Candidates, Tensor | None]]:
         """Candidate batches of one pass; with weights [K] where their rows are chosen already.
 
         Args:
             step: batches handed out over all passes, before the first candidate batch to come.
+            device: where batches and weights are wanted; ids stay where they are.
         """
         with self._ledger.phase("load"):
             iterator, ahead = self._open(step)
         while True:
             with self._ledger.phase("load"):
                 try:
-                    candidates = self._unpack(next(iterator))
+                    ids, batch = self._unpack(next(iterator))
                 except StopIteration:
                     break
+                require_ids(ids)
+                candidates = Candidates(ids, to_device(batch, device))
             self._position = ahead.ends.popleft() if ahead else self._position + 1
-            size = candidates.ids.numel()
+            size = ids.numel()
             if self._planner is not None:
-                yield candidates, self._planner.weights(self._position - 1)
+                yield candidates, self._planner.weights(self._position - 1).to(device)
             elif self._draw is not None:
-                yield candidates, torch.ones(size) if self._final.popleft() else None
+                drawn = self._final.popleft()
+                yield candidates, torch.ones(size, device=device) if drawn else None
             elif self._is_whole(size):
                 yield candidates, None
         self._order, self._position = None, 0
