@@ -1,17 +1,14 @@
 """Folders: finished runs, stopped runs, demos, and folders of something else."""
 
 import ast
-import io
 from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
 import reducible
 from reducible.records import MetricsWriter, PickWriter, write_json
 from reducible.report.folders import as_summary, read_runs, report
-from reducible.report.tables import runs_table
 from reducible.types import ReducibleError
 
 ENTRY = {
@@ -139,15 +136,6 @@ def test_report_writes_picture_and_table(tmp_path):
     assert (tmp_path / "out" / "deep" / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert "| `rho_noisy` |" in (tmp_path / "out" / "deep" / "table.md").read_text("utf-8")
     assert [str(column.header) for column in table.columns] == ["", "uniform", "rho_noisy"]
-
-
-def test_runs_table_marks_stopped_runs(tmp_path):
-    stream = io.StringIO()
-    runs = read_runs([_finished(tmp_path / "a", "uniform"), _stopped(tmp_path / "b")])
-    Console(file=stream, width=140, color_system=None).print(runs_table(runs))
-    lines = [" ".join(line.split()) for line in stream.getvalue().splitlines()]
-    assert "a uniform 0 finished 200 2.5 90.0 % 4.0" in lines
-    assert "b rho_noisy 1 stopped at step 30 30 4.5 90.0 % 4.8" in lines
 
 
 def test_folders_without_a_run(tmp_path):

@@ -1,7 +1,7 @@
 """From records to tables and pictures, without torch.
 
 - ``folders``: read run and demo folders; ``report`` makes everything from them
-- ``tables``: one column per method for the terminal, the same as Markdown, one row per run
+- ``tables``: one column per method for the terminal, the same as Markdown
 - ``curves``: the picture ``curves.png``
 - ``statistics``: medians with quartiles, paired bootstrap intervals
 """

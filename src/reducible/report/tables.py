@@ -1,15 +1,12 @@
-"""Summaries as tables: for the terminal (one column per method), as Markdown, one row per run."""
+"""Summaries as tables: for the terminal (one column per method), and as Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
-
-if TYPE_CHECKING:
-    from reducible.report.folders import Run
 
 PHASES = ("irreducible_loss", "load", "score", "pick", "train", "evaluate", "total")
 
@@ -111,26 +108,3 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
     ]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{heading(summary)}\n\n{table}\n"
-
-
-def runs_table(runs: Iterable[Run]) -> Table:
-    """One row per run of ``folders.read_runs``, stopped runs marked."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("run", "recipe", "seed", "state"):
-        table.add_column(name, no_wrap=True, overflow="fold")
-    for name in ("steps to target", "seconds to target", "final accuracy", "seconds"):
-        table.add_column(name, justify="right")
-    for run in runs:
-        entry = run.entry
-        curve = entry.get("curve") or []
-        state = "finished" if run.finished else f"stopped at step {curve[-1][0] if curve else 0:,}"
-        table.add_row(
-            Text(run.folder.name),
-            Text(run.name),
-            "–" if run.seed is None else str(run.seed),
-            state,
-            *(show(entry) for name, show in _MEASURES.items() if name.endswith("target")),
-            percent(entry.get("final_accuracy")),
-            duration(entry.get("seconds", {}).get("total")),
-        )
-    return table
