@@ -115,6 +115,41 @@ def break_even(
     """
     task = task or Classification()
     scorings = dict(scorings or SCORINGS)
+    _check_settings(ratios, scorings, repeats)
+    targets = task.targets(batch)
+    if targets is None:
+        raise DataError("the task has no targets, so there is no step to measure.")
+    size, widest = targets.numel(), round(max(ratios))
+    model = copy.deepcopy(model).train()
+    repeated = gather(batch, torch.arange(size).repeat(widest), size)
+    candidates = Candidates(torch.arange(size * widest), repeated)
+    optimizer = make_optimizer(model.parameters())
+
+    def train() -> None:
+        loss = per_example(task.loss(task.forward(model, batch).logits, targets), size)
+        optimizer.zero_grad()
+        loss.mean().backward()
+        optimizer.step()
+
+    def scores(scoring: Scoring) -> Callable[[], Any]:
+        return lambda: measure(model, candidates, frozenset({"loss"}), scoring, task=task)
+
+    work = {"train": train} | {name: scores(s) for name, s in scorings.items()}
+    devices = [] if targets.device.type == "cpu" else [targets.device]
+    with torch.random.fork_rng(devices, device_type=targets.device.type):  # dropout draws
+        seconds = medians_in_turn(work, repeats=repeats, device=targets.device)
+    f = (seconds["exact"] / candidates.ids.numel()) / (seconds["train"] / size)
+    settings: list[Setting] = []
+    for name, scoring in scorings.items():
+        for ratio in ratios:
+            share = _share_scored(model, scoring, ratio * size)
+            s = share * seconds[name] / seconds["exact"]
+            cost = 1.0 + ratio * f * s
+            settings.append(Setting(name, ratio, s, cost, 1.0 - 1.0 / cost))
+    return BreakEven(f, tuple(sorted(settings, key=lambda s: s.update_cost)))
+
+
+def _check_settings(ratios: Sequence[float], scorings: Mapping[str, Scoring], repeats: int) -> None:
     for name, scoring in scorings.items():
         if scoring.max_age and not scoring.refresh:
             raise ConfigurationError(
@@ -130,40 +165,6 @@ def break_even(
         raise ConfigurationError("ratios is empty: name at least one ratio n_B/n_b.")
     for ratio in ratios:
         require_between("ratios", ratio, 1, open_low=True, open_high=True)
-    targets = task.targets(batch)
-    if targets is None:
-        raise DataError("the task has no targets, so there is no step to measure.")
-    size = targets.numel()
-    model = copy.deepcopy(model)
-    optimizer = make_optimizer(model.parameters())
-    widest = gather(batch, torch.arange(size).repeat(round(max(ratios))), size)
-    candidates = Candidates(torch.arange(size * round(max(ratios))), widest)
-
-    def train() -> None:
-        loss = per_example(task.loss(task.forward(model, batch).logits, targets), size)
-        optimizer.zero_grad()
-        loss.mean().backward()
-        optimizer.step()
-
-    def scores(scoring: Scoring) -> Callable[[], Any]:
-        return lambda: measure(model, candidates, frozenset({"loss"}), scoring, task=task)
-
-    model.train()
-    work = {"train": train} | {name: scores(s) for name, s in scorings.items()}
-    devices = [] if targets.device.type == "cpu" else [targets.device]
-    with torch.random.fork_rng(devices, device_type=targets.device.type):  # dropout draws
-        seconds = medians_in_turn(work, repeats=repeats, device=targets.device)
-    per_trained = seconds["train"] / size
-    per_candidate = {name: seconds[name] / candidates.ids.numel() for name in scorings}
-    f = per_candidate["exact"] / per_trained
-    settings = []
-    for name, scoring in scorings.items():
-        for ratio in ratios:
-            share = _share_scored(model, scoring, ratio * size)
-            s = share * per_candidate[name] / per_candidate["exact"]
-            cost = 1.0 + ratio * f * s
-            settings.append(Setting(name, ratio, s, cost, 1.0 - 1.0 / cost))
-    return BreakEven(f, tuple(sorted(settings, key=lambda s: s.update_cost)))
 
 
 def _share_scored(model: nn.Module, scoring: Scoring, candidates: float) -> float:

@@ -70,6 +70,21 @@ def run_sweep(
         Console(stderr=True).print(
             f"{len(todo)} of {len(jobs)} runs to do, about {seconds / processes / 60:.0f} minutes."
         )
+    for recipe in _run_all(todo, len(jobs), work=work, processes=processes, progress=progress):
+        collect(recipe, seeds, work=work, results=results, commit=commit)
+    ran = {recipe.name for recipe, _ in todo}
+    return [
+        collect(r, seeds, work=work, results=results, commit=commit)
+        if r.name in ran or not (results / r.name).is_dir()
+        else max((results / r.name).glob("*.json"), key=lambda path: path.stat().st_mtime)
+        for r in recipes
+    ]
+
+
+def _run_all(
+    todo: Sequence[tuple[Recipe, int]], jobs: int, *, work: Path, processes: int, progress: bool
+) -> Iterator[Recipe]:
+    """Run what is to do of ``jobs`` runs, side by side; yields the recipe of each as it ends."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -82,7 +97,7 @@ def run_sweep(
         _one_thread_each(),
         ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool,
     ):
-        shown = bar.add_task("sweep", total=len(jobs), completed=len(jobs) - len(todo))
+        shown = bar.add_task("sweep", total=jobs, completed=jobs - len(todo))
         running: dict[Future[None], Recipe] = {
             pool.submit(_run, recipe, seed, _folder(work, recipe, seed)): recipe
             for recipe, seed in todo
@@ -90,14 +105,7 @@ def run_sweep(
         for future in as_completed(running):
             future.result()
             bar.advance(shown)
-            collect(running[future], seeds, work=work, results=results, commit=commit)
-    ran = {recipe.name for recipe, _ in todo}
-    return [
-        collect(r, seeds, work=work, results=results, commit=commit)
-        if r.name in ran or not (results / r.name).is_dir()
-        else max((results / r.name).glob("*.json"), key=lambda path: path.stat().st_mtime)
-        for r in recipes
-    ]
+            yield running[future]
 
 
 def collect(
