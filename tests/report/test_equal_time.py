@@ -16,12 +16,12 @@ from reducible.report.equal_time import (
     like_with_like,
     outcomes,
     overview,
-    plot_overview,
     seeds_of,
     table,
     time_to,
     times_to_uniform,
 )
+from reducible.report.equal_time_picture import plot_overview
 
 KNOWN = {
     "mlp": {
@@ -185,12 +185,13 @@ def test_a_network_of_one_kind_of_data_is_shown(tmp_path: Path) -> None:
         "| uniform | 80.0 % |",
         "| plan: filter | **+10.0 (+10.0 to +10.0)**, time ≤ 1.00 |",
     ]
-    plot_overview({"flip-40": found}, tmp_path / "one.png")
+    plot_overview({"ResNet": {"flip-40": found}}, tmp_path / "one.png")
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_picture_is_drawn(found: list[Outcome], tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
-    plot_overview({"flip-10": found, "flip-40": found}, path)
+    by_data = {"flip-10": found, "flip-40": found}
+    plot_overview({"MLP": by_data, "CNN": by_data}, path)
     assert path.read_bytes().startswith(b"\x89PNG")
     assert path.stat().st_size > 10_000

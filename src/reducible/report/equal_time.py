@@ -9,15 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-from reducible.report.curves import COLOURS, DPI, INK, MUTED, WIDTH
 from reducible.report.statistics import paired_bootstrap
 from reducible.report.studies import newest_results
 
 BUDGETS: Mapping[str, float] = {"0.5x": 0.5, "1x": 1.0, "2x": 2.0}
-PANEL = "#f2f3f6"
 SHARED = 10  # runs that one set of irreducible losses serves, in the second reckoning
 
 
@@ -188,7 +183,7 @@ def _difference(mine: Outcome, uniform: Outcome, budget: str) -> str:
         return "–"
     if mine is uniform:
         return f"{100 * statistics.median(mine.accuracy[budget].values()):.1f} %"
-    mean, low, high = _compare(mine, uniform, budget)
+    mean, low, high = compare(mine, uniform, budget)
     return f"{100 * mean:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
 
 
@@ -264,7 +259,7 @@ def overview(
 
 
 def _cell(mine: Outcome, uniform: Outcome, budget: str) -> str:
-    said = _marked(*_compare(mine, uniform, budget))
+    said = _marked(*compare(mine, uniform, budget))
     return f"{said}, time {_time(mine, uniform, shared=False)}"
 
 
@@ -274,7 +269,7 @@ def _marked(mean: float, low: float, high: float) -> str:
     return f"{mark}{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}){mark}"
 
 
-def _compare(mine: Outcome, uniform: Outcome, budget: str) -> tuple[float, float, float]:
+def compare(mine: Outcome, uniform: Outcome, budget: str) -> tuple[float, float, float]:
     """Mean difference of accuracy over common seeds, and its 95 % interval."""
     seeds = sorted(set(mine.accuracy[budget]) & set(uniform.accuracy[budget]))
     return paired_bootstrap(
@@ -306,7 +301,7 @@ def like_with_like(by_data: Mapping[str, Sequence[Outcome]], *, budget: str = "1
             pair = [o for o in found if o.rule in (rule, plain) and budget in o.accuracy]
             if len(pair) == 2:
                 mine, other = sorted(pair, key=lambda o: o.rule == plain)
-                cells.append(_marked(*_compare(mine, other, budget)))
+                cells.append(_marked(*compare(mine, other, budget)))
         if len(cells) == len(by_data):
             lines.append("| " + " | ".join([title, *cells]) + " |")
     return "\n".join(lines) if len(lines) > 2 else ""
@@ -315,38 +310,3 @@ def like_with_like(by_data: Mapping[str, Sequence[Outcome]], *, budget: str = "1
 def seeds_of(found: Sequence[Outcome], budget: str = "1x") -> int:
     """The least number of seeds that any rule was run with."""
     return min(len(o.accuracy[budget]) for o in found if budget in o.accuracy)
-
-
-def plot_overview(by_data: Mapping[str, Sequence[Outcome]], path: Path) -> None:
-    """A panel per kind of data: accuracy over uniform's in the same time, a row per rule; PNG."""
-    rules = [r for r in SHOWN if any(o.rule == r for found in by_data.values() for o in found)]
-    figure = Figure(figsize=(WIDTH, 0.9 + 0.5 * len(rules)), dpi=DPI, facecolor="white")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(by_data), sharex=True, sharey=True, squeeze=False)[0]
-    for ax, (data, found) in zip(axes, by_data.items(), strict=True):
-        uniform = next(o for o in found if o.rule == "uniform")
-        ax.axvline(0.0, color=MUTED, linewidth=1.0)
-        for row, rule in enumerate(rules):
-            mine = next((o for o in found if o.rule == rule and "1x" in o.accuracy), None)
-            if mine is None:
-                continue
-            mean, low, high = (100 * value for value in _compare(mine, uniform, "1x"))
-            colour = COLOURS[2] if low > 0 else COLOURS[1] if high < 0 else MUTED
-            ax.plot([low, high], [row, row], color=colour, linewidth=2.5, solid_capstyle="butt")
-            ax.plot([mean], [row], "o", color=colour, markersize=7)
-        ax.set_title(data, fontsize=12, color=INK)
-        ax.set_facecolor(PANEL)
-        ax.set_yticks(range(len(rules)), [SHOWN[rule] for rule in rules])
-        ax.set_ylim(len(rules) - 0.5, -0.5)
-        ax.tick_params(labelsize=10, colors=INK, length=0)
-        ax.grid(axis="x", color="white")
-        ax.set_axisbelow(True)
-        for side in ax.spines.values():
-            side.set_visible(False)
-    figure.supxlabel(
-        "points of accuracy over uniform's in the same time; bars are paired 95 % intervals",
-        fontsize=10.5,
-        color=MUTED,
-    )
-    figure.tight_layout()
-    canvas.print_png(path)
