@@ -5,6 +5,7 @@ Step by step, each on what the one before found:
     python scripts/prepare_equal_time.py plateau mlp    # uniform steps to its plateau
     python scripts/prepare_equal_time.py costs mlp      # on a quiet machine: nothing else running
     python scripts/prepare_equal_time.py rates mlp      # learning rates, on validation data
+    python scripts/prepare_equal_time.py rates mlp --rules uniform --try 4e-3    # and one more
 
 Seeds are others than the study's, and runs are evaluated on validation data.
 """
@@ -200,33 +201,49 @@ def _updates(recipe: Recipe, folder: Path) -> Iterator[float]:
             yield 0.0
 
 
-def rates(network: str, known: dict[str, Any], rules: list[str]) -> dict[str, dict[str, Any]]:
-    """The rate of each new rule with the best accuracy on RATES_ON, at half the plateau's time."""
-    recipes: dict[tuple[str, float, str], Recipe] = {}
-    tuned_on = kinds(network, RATES_ON)
-    new = [r for r in rules or rules_of(network) if "learning_rate" not in known["rules"][r]]
-    for rule in new:
-        cost = known["rules"][rule]
-        n = steps_within(0.5, plateau=known["plateau"], cost=cost["cost"], fit=cost["fit"])
-        for rate in RATES[network]:
-            for data in tuned_on:
-                name = f"rates/{network}/{rule}/{rate:g}/{data}"
-                cell = setting(network, data, holdouts(rule)[0], rule)
-                recipes[rule, rate, data] = validated(
-                    network, cell, name, steps=n, learning_rate=rate
-                )
+def rates(
+    network: str, known: dict[str, Any], rules: list[str], also: list[float]
+) -> dict[str, dict[str, Any]]:
+    """The rate of each rule with the best accuracy on RATES_ON, at half the plateau's time.
+
+    RATES are tried for rules that have no rate yet. ``also``, where given, beside what was tried
+    before, as a check: a rate that was chosen stays, for the study was run with it.
+    """
+    wanted = rules or rules_of(network)
+    tried = {rule: dict(known["rules"][rule].get("accuracy_by_rate", {})) for rule in wanted}
+    new = [
+        (rule, rate)
+        for rule in wanted
+        for rate in also or RATES[network]
+        if f"{rate:g}" not in tried[rule]
+    ]
+    recipes = {
+        (rule, rate, data): _rated(network, known, rule, rate, data)
+        for rule, rate in new
+        for data in kinds(network, RATES_ON)
+    }
     found = accuracies(list(recipes.values()), TUNED.get(network, SEEDS[:1]))
-    best: dict[str, dict[str, Any]] = {}
-    for rule in new:
-        mean = {
-            rate: statistics.mean(found[recipes[rule, rate, data].name] for data in tuned_on)
-            for rate in RATES[network]
+    for rule, rate in new:
+        each = [found[recipes[rule, rate, d].name] for d in kinds(network, RATES_ON)]
+        tried[rule][f"{rate:g}"] = round(statistics.mean(each), 4)
+    return {
+        rule: {
+            "learning_rate": known["rules"][rule].get(
+                "learning_rate", float(max(by_rate, key=lambda rate: by_rate[rate]))
+            ),
+            "accuracy_by_rate": by_rate,
         }
-        best[rule] = {
-            "learning_rate": max(mean, key=lambda rate: mean[rate]),
-            "accuracy_by_rate": {f"{rate:g}": round(a, 4) for rate, a in mean.items()},
-        }
-    return best
+        for rule, by_rate in tried.items()
+    }
+
+
+def _rated(network: str, known: dict[str, Any], rule: str, rate: float, data: str) -> Recipe:
+    """A cell at half the plateau's time with this rate, on validation data."""
+    cost = known["rules"][rule]
+    n = steps_within(0.5, plateau=known["plateau"], cost=cost["cost"], fit=cost["fit"])
+    cell = setting(network, data, holdouts(rule)[0], rule)
+    name = f"rates/{network}/{rule}/{rate:g}/{data}"
+    return validated(network, cell, name, steps=n, learning_rate=rate)
 
 
 if __name__ == "__main__":
@@ -234,6 +251,9 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=["plateau", "costs", "rates"])
     parser.add_argument("network", choices=list(NETWORKS))
     parser.add_argument("--rules", nargs="*", default=[], help="of the rates; all by default")
+    parser.add_argument(
+        "--try", nargs="*", type=float, default=[], dest="also", help="a check on more rates"
+    )
     asked = parser.parse_args()
     everything = json.loads(KNOWN.read_text())
     about: dict[str, Any] = everything.setdefault(asked.network, {"rules": {}})
@@ -243,7 +263,7 @@ if __name__ == "__main__":
         found = (
             costs(asked.network, about)
             if asked.what == "costs"
-            else rates(asked.network, about, asked.rules)
+            else rates(asked.network, about, asked.rules, asked.also)
         )
         for rule, values in found.items():
             about["rules"].setdefault(rule, {}).update(values)
