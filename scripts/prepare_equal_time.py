@@ -222,7 +222,8 @@ def rates(
         for rule, rate in new
         for data in kinds(network, RATES_ON)
     }
-    found = accuracies(list(recipes.values()), TUNED.get(network, SEEDS[:1]))
+    seeds = TUNED.get(network, SEEDS[:1])
+    found = accuracies(list(recipes.values()), seeds) if recipes else {}
     for rule, rate in new:
         each = [found[recipes[rule, rate, d].name] for d in kinds(network, RATES_ON)]
         tried[rule][f"{rate:g}"] = round(statistics.mean(each), 4)
