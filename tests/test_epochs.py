@@ -92,9 +92,11 @@ def test_an_epoch_is_a_share_of_the_data_without_repeats(
 ) -> None:
     examples = Examples()
     batches = _batches(rule, _loader(kind, workers=workers if kind != "tensors" else 0))
+    assert len(batches) == UPDATES
     for _ in range(2):
         chosen = _epoch(batches)
         assert [c.ids.numel() for c in chosen] == [K] * UPDATES
+        assert len(batches) == UPDATES
         assert len(set(_flat(chosen))) == K * UPDATES
         for c in chosen:
             x, y = c.batch
@@ -373,3 +375,11 @@ def test_infobatch_needs_to_know_how_long_a_run_is() -> None:
 def test_a_keep_that_cannot_work(rule: str) -> None:
     with pytest.raises(rd.ConfigurationError, match="keep=21 rows, but the candidate batch has"):
         _batches(rule, keep=N_B + 1)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_state_taken_before_the_first_epoch_begins_it(rule: str) -> None:
+    state = _batches(rule, _loader()).state_dict()
+    again = _batches(rule, _loader())
+    again.load_state_dict(state)
+    assert _flat(_epoch(again)) == _flat(_epoch(_batches(rule, _loader())))

@@ -154,6 +154,23 @@ def test_n_b_stays_n_b_and_the_short_batch_is_dropped(rule: str, kind: str) -> N
     assert batches.step == 2 * FULL
 
 
+@pytest.mark.parametrize("rule", ["rho", "uniform"])
+@pytest.mark.parametrize("kind", ["own", "tensors", "opaque"])
+@pytest.mark.parametrize("updates", [1, 3])
+def test_the_length_is_the_number_of_batches_handed_out(rule: str, kind: str, updates: int) -> None:
+    scoring = rd.Scoring(updates_per_scoring=updates)
+    batches = _batches(rule, _loader(kind), scoring=scoring)
+    assert len(batches) == len(list(batches)) == FULL * updates
+
+
+def test_the_length_where_all_rows_make_one_short_batch() -> None:
+    few = rd.WithIds(Examples(12))
+    batches = _batches("train_loss", DataLoader(few, batch_size=N_B))
+    assert len(batches) == len(list(batches)) == 1
+    none = _batches("train_loss", DataLoader(few, batch_size=N_B, drop_last=True))
+    assert len(none) == len(list(none)) == 0
+
+
 @pytest.mark.parametrize(("keep", "rows"), [(1, 1), (N_B, N_B), (0.25, 5), (1.0, N_B), (0.13, 3)])
 def test_keep_is_rows_or_a_share(keep: float, rows: int) -> None:
     for rule in ("train_loss", "uniform"):

@@ -108,7 +108,8 @@ class EpochPlanner:
         return torch.cat(parts)
 
     def __len__(self) -> int:
-        return self._positions.numel() // self._n_b
+        """Updates of the epoch planned last; before that, of the rows that will be asked for."""
+        return (self._positions.numel() or self._k) // self._n_b
 
     def batches(self) -> list[list[int]]:
         """Positions of each update of this epoch; a last short batch is dropped."""

@@ -36,6 +36,14 @@ def batch_size_of(loader: Any) -> int | None:
     return None
 
 
+def whole_batches(loader: Any) -> int:
+    """Batches of a pass, without a last, shorter one where the loader says that there is one."""
+    sampler = getattr(loader, "batch_sampler", None) or getattr(loader, "sampler", None)
+    if type(sampler) is BatchSampler and isinstance(loader, DataLoader):
+        return len(sampler.sampler) // sampler.batch_size or len(sampler)  # pyright: ignore[reportArgumentType]
+    return len(loader)
+
+
 class Reordered:
     """Index lists of a source from the ``skip``-th on, each passed through ``draw``.
 

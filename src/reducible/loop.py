@@ -288,7 +288,13 @@ class SelectingLoader:
         return self._step
 
     def __len__(self) -> int:
-        return len(self._loader)
+        """Batches handed out in a pass, for schedules and progress bars.
+
+        A candidate batch gives ``updates_per_scoring`` of them, a last, shorter one none, where
+        the loader tells by its sampler that there is one. Of a rule that decides by epoch: those
+        of the epoch planned last, or as many as it is asked for.
+        """
+        return len(self._passes)
 
     def __iter__(self) -> Iterator[Chosen]:
         device = next(self._model.parameters(), torch.empty(0)).device

@@ -22,6 +22,7 @@ from reducible.loaders import (
     rebuilt,
     replayed,
     set_order_state,
+    whole_batches,
 )
 from reducible.seeds import stream_seed
 from reducible.selectors import Selector
@@ -105,6 +106,12 @@ class CandidatePasses:
     def resuming(self) -> bool:
         """Whether the next walk goes on inside a pass."""
         return self._resuming
+
+    def __len__(self) -> int:
+        """Batches handed out in a pass, as far as that is known beforehand."""
+        if self._planner is not None:
+            return len(self._planner)
+        return whole_batches(self._loader) * self._updates
 
     def rows(self, size: int) -> int:
         """n_b for a candidate batch of ``size`` rows."""
@@ -226,7 +233,7 @@ class CandidatePasses:
             "n_candidates": self._n_candidates,
             "order": self._order or order_state(self._loader),
             "inside": self._order is not None,
-            "planner": self._planner.state_dict() if self._planner else None,
+            "planner": None if self._planner is None else self._planner.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
