@@ -228,14 +228,26 @@ def test_workers_change_nothing(rule: str) -> None:
     assert _ids(_batches(rule, _loader(workers=2)), epochs=2) == alone
 
 
+def test_a_short_batch_is_dropped_unseen() -> None:
+    """Padded to repeat rows, as some samplers do, it is no error: nothing is chosen from it."""
+    rows = {"x": torch.randn(N_B, 4), "y": torch.zeros(N_B).long(), "id": torch.arange(N_B)}
+    padded = {name: values[[0, 0, 1]] for name, values in rows.items()}
+    assert len(_ids(_batches("train_loss", [rows, padded], ids="id"))) == 1
+
+
 def test_an_iterable_data_set_of_candidates() -> None:
     class Stream(IterableDataset[rd.Candidates]):
+        def __len__(self) -> int:
+            return FULL * N_B
+
         def __iter__(self) -> Iterator[rd.Candidates]:
-            for i, item in enumerate(Examples()):
+            for i, item in enumerate(Examples(len(self))):
                 yield rd.Candidates(torch.tensor(i), item)
 
     for rule in ("uniform", "rho"):
-        ids = _ids(_batches(rule, DataLoader(Stream(), batch_size=N_B)))
+        batches = _batches(rule, DataLoader(Stream(), batch_size=N_B))
+        assert len(batches) == FULL
+        ids = _ids(batches)
         assert [len(i) for i in ids] == [K] * FULL
         assert all(N_B * b <= i < N_B * (b + 1) for b, row in enumerate(ids) for i in row)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -461,6 +462,23 @@ def test_bfloat16_is_close_and_handed_over_as_float32() -> None:
     assert not torch.equal(loss, full)  # it was another precision
     torch.testing.assert_close(loss, full, rtol=0.05, atol=0.05)
     assert next(model.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_training_goes_on_in_full_precision(fails: bool) -> None:
+    class Picky(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            logits = super().forward(input.flatten(1))
+            if fails and logits.dtype == torch.bfloat16:
+                raise RuntimeError("not in bfloat16")
+            return logits
+
+    candidates = _candidates()
+    model = Picky(candidates.batch[0][0].numel(), 10)
+    with pytest.raises(RuntimeError, match="not in bfloat16") if fails else nullcontext():
+        _loss_of(model, candidates, precision="bfloat16")
+    assert model(candidates.batch[0]).dtype == torch.float32
+    assert not torch.is_autocast_enabled("cpu")
 
 
 def test_a_model_in_bfloat16_is_scored_in_float32_losses() -> None:

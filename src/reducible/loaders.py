@@ -37,10 +37,11 @@ def batch_size_of(loader: Any) -> int | None:
 
 
 def whole_batches(loader: Any) -> int:
-    """Batches of a pass, without a last, shorter one where the loader says that there is one."""
-    sampler = getattr(loader, "batch_sampler", None) or getattr(loader, "sampler", None)
-    if type(sampler) is BatchSampler and isinstance(loader, DataLoader):
-        return len(sampler.sampler) // sampler.batch_size or len(sampler)  # pyright: ignore[reportArgumentType]
+    """Batches of a pass, without a last, shorter one where the loader's sampler tells of it."""
+    if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
+        sampler = loader.batch_sampler or loader.sampler
+        if type(sampler) is BatchSampler:
+            return len(sampler.sampler) // sampler.batch_size or len(sampler)  # pyright: ignore[reportArgumentType]
     return len(loader)
 
 

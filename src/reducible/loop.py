@@ -350,9 +350,7 @@ class SelectingLoader:
             ids=choice.evidence.ids.index_select(0, selection.index),
             weights=selection.weight,
             info=selection.info,
-            shadows=self._watch(candidates, choice, k * updates, generator, seed)
-            if self._shadows
-            else {},
+            shadows=self._watch(candidates, choice, k * updates, generator, seed),
         )
         return [whole] if updates == 1 else whole.split(k)
 

@@ -264,8 +264,7 @@ def _compiled(model: nn.Module) -> Any:
 class _Passes:
     """Forward passes of ``model`` in its scoring mode that leave no trace.
 
-    A class and plain loops, for every step passes through it: a generator and the module's own
-    ``modules()`` and ``eval()`` would take several times as long.
+    A class with plain loops in the place of a generator, for every step passes through it.
     """
 
     def __init__(
@@ -275,31 +274,28 @@ class _Passes:
         self._dropout, self._seed = dropout, seed
         self._switched: list[nn.Module] = []
         self._untracked: list[_BatchNorm] = []
-        self._autocast: torch.autocast | None = None
 
     def __enter__(self) -> None:
         modules, device = _modules_and_device(self._model)
         batchnorm, dtype = self._scoring.batchnorm, _DTYPES[self._scoring.precision]
         chance = self._dropout or batchnorm == "reference"
+        # What can fail comes first, while nothing has been changed.
+        self._autocast = None if dtype is None else torch.autocast(device.type, dtype=dtype)
         self._streams = _streams(self._model, device, chance)
-        try:
-            self._set_mode(modules, batchnorm, chance)
-            if self._dropout:
-                torch.manual_seed(self._seed)
-            if dtype is not None:
-                autocast = torch.autocast(device.type, dtype=dtype)
-                autocast.__enter__()
-                self._autocast = autocast
-        except BaseException:
-            self._put_back()
-            raise
+        self._set_mode(modules, batchnorm, chance)
+        if self._dropout:
+            torch.manual_seed(self._seed)
+        if self._autocast is not None:
+            self._autocast.__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        try:
-            if self._autocast is not None:
-                self._autocast.__exit__(*error)
-        finally:
-            self._put_back()
+        if self._autocast is not None:
+            self._autocast.__exit__(*error)
+        for norm in self._untracked:
+            norm.track_running_stats = True
+        for module in self._switched:
+            module.__dict__["training"] = not module.training
+        _restore(self._model, self._streams)
 
     def _set_mode(self, modules: list[nn.Module], batchnorm: str, chance: bool) -> None:
         """Put every module, the model first, into its scoring mode; notes what to put back."""
@@ -320,13 +316,6 @@ class _Passes:
             if mode != was:
                 self._switched.append(module)
                 module.__dict__["training"] = mode  # without nn.Module's search on every set
-
-    def _put_back(self) -> None:
-        for norm in self._untracked:
-            norm.track_running_stats = True
-        for module in self._switched:
-            module.__dict__["training"] = not module.training
-        _restore(self._model, self._streams)
 
 
 def _modules_and_device(model: nn.Module) -> tuple[list[nn.Module], torch.device]:

@@ -132,17 +132,17 @@ class CandidatePasses:
                     ids, batch = self._unpack(next(iterator))
                 except StopIteration:
                     break
+                self._position = ahead.ends.popleft() if ahead else self._position + 1
+                size, weights = ids.numel(), None
+                if self._planner is not None:
+                    weights = self._planner.weights(self._position - 1).to(device)
+                elif self._draw is not None:
+                    weights = torch.ones(size, device=device) if self._final.popleft() else None
+                elif not self._is_whole(size):
+                    continue
                 require_ids(ids)
                 candidates = Candidates(ids, to_device(batch, device))
-            self._position = ahead.ends.popleft() if ahead else self._position + 1
-            size = ids.numel()
-            if self._planner is not None:
-                yield candidates, self._planner.weights(self._position - 1).to(device)
-            elif self._draw is not None:
-                drawn = self._final.popleft()
-                yield candidates, torch.ones(size, device=device) if drawn else None
-            elif self._is_whole(size):
-                yield candidates, None
+            yield candidates, weights
         self._order, self._position = None, 0
 
     def _is_whole(self, size: int) -> bool:

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from reducible.records import write_json
+from reducible.report.curves import MUTED
 from reducible.report.equal_time import (
+    SHOWN,
     Outcome,
     gate_note,
     like_with_like,
@@ -21,7 +23,7 @@ from reducible.report.equal_time import (
     time_to,
     times_to_uniform,
 )
-from reducible.report.equal_time_picture import plot_overview
+from reducible.report.equal_time_picture import BETTER, WORSE, draw_overview, plot_overview
 
 KNOWN = {
     "mlp": {
@@ -189,9 +191,50 @@ def test_a_network_of_one_kind_of_data_is_shown(tmp_path: Path) -> None:
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_picture_is_drawn(found: list[Outcome], tmp_path: Path) -> None:
+def test_the_picture_says_who_is_better_and_who_is_off_the_scale(tmp_path: Path) -> None:
+    def made(**accuracies: list[float]) -> list[Outcome]:
+        return [
+            Outcome(rule, {"1x": dict(enumerate(values))}, {"1x": 1.0})
+            for rule, values in accuracies.items()
+        ]
+
+    base = [0.80, 0.81, 0.82]
+    found = made(
+        uniform=base,
+        rs2=[a + d for a, d in zip(base, (0.01, -0.01, 0.0), strict=True)],
+        infobatch=[a - 0.02 for a in base],
+        rho=[a - 0.05 for a in base],
+        plan=[a + 0.02 for a in base],
+    )
+    figure = draw_overview({"MLP": {"clean": found}, "CNN": {"clean": found}})
+    (ax,) = figure.axes
+    rows = [label.get_text() for label in ax.get_yticklabels()]
+    marks = {
+        (rows[round(float(line.get_ydata()[0]))], line.get_marker()): line  # pyright: ignore[reportIndexIssue, reportArgumentType]
+        for line in ax.lines
+        if line.get_marker() != "None"
+    }
+    seen = {
+        (rule, marker): (round(float(line.get_xdata()[0]), 6), line.get_color())  # pyright: ignore[reportIndexIssue, reportArgumentType]
+        for (rule, marker), line in marks.items()
+        if marker != "<"
+    }
+    assert seen == {
+        (SHOWN[rule], marker): expected
+        for rule, expected in (
+            ("rs2", (0.0, MUTED)),
+            ("infobatch", (-2.0, WORSE)),
+            ("plan", (2.0, BETTER)),
+        )
+        for marker in ("o", "s")
+    }
+    assert [text.get_text() for text in ax.texts] == ["-5.0"] * 2
+    few = draw_overview({"MLP": {"clean": found}}, rules=["plan", "rho"])
+    labels = [label.get_text() for label in few.axes[0].get_yticklabels()]
+    assert labels == [SHOWN["rho"], SHOWN["plan"]]
+
+
+def test_the_picture_is_written(found: list[Outcome], tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
-    by_data = {"flip-10": found, "flip-40": found}
-    plot_overview({"MLP": by_data, "CNN": by_data}, path)
+    plot_overview({"MLP": {"flip-10": found, "flip-40": found}}, path)
     assert path.read_bytes().startswith(b"\x89PNG")
-    assert path.stat().st_size > 10_000

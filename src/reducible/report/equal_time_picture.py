@@ -26,18 +26,23 @@ ByData = Mapping[str, Sequence[Outcome]]
 def plot_overview(
     by_network: Mapping[str, ByData], path: Path, *, rules: Sequence[str] = tuple(SHOWN)
 ) -> None:
-    """A panel per kind of data, a row per rule, a mark per network; PNG.
+    """``draw_overview`` as a PNG."""
+    FigureCanvasAgg(draw_overview(by_network, rules=rules)).print_png(path)
+
+
+def draw_overview(
+    by_network: Mapping[str, ByData], *, rules: Sequence[str] = tuple(SHOWN)
+) -> Figure:
+    """A panel per kind of data, a row per rule, a mark per network.
 
     Args:
         by_network: name of the network → kind of data → outcomes; the kinds are the same for all.
-        path: of the picture.
         rules: rows to show, of those that were run; in the order of SHOWN.
     """
     kinds = list(next(iter(by_network.values())))
     every = [o.rule for by_data in by_network.values() for found in by_data.values() for o in found]
     rows = [rule for rule in SHOWN if rule in rules and rule in every]
     figure = Figure(figsize=(WIDTH, 1.6 + 0.5 * len(rows)), dpi=DPI, facecolor="white")
-    canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(kinds), sharex=True, sharey=True, squeeze=False)[0]
     for ax, data in zip(axes, kinds, strict=True):
         for i, by_data in enumerate(by_network.values()):
@@ -47,7 +52,7 @@ def plot_overview(
     for ax in axes:
         ax.set_xlim(left=WORST - 0.6)
     _say(figure, list(by_network))
-    canvas.print_png(path)
+    return figure
 
 
 def _draw(
