@@ -481,6 +481,17 @@ def test_training_goes_on_in_full_precision(fails: bool) -> None:
     assert not torch.is_autocast_enabled("cpu")
 
 
+def test_a_pass_in_bfloat16_sees_the_weights_of_now() -> None:
+    model, candidates = _resnet(), _candidates()
+    before = _loss_of(model, candidates, precision="bfloat16")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    after = _loss_of(model, candidates, precision="bfloat16")
+    torch.testing.assert_close(after, _loss_of(model, candidates), rtol=0.05, atol=0.05)
+    assert not torch.equal(after, before)
+
+
 def test_a_model_in_bfloat16_is_scored_in_float32_losses() -> None:
     model = Counting().to(torch.bfloat16)
     ids, (x, y) = _candidates()
