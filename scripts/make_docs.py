@@ -42,6 +42,7 @@ IN_README = (
     "plan-floor-all-128",
     "plan-online",
 )
+WITH_CLEAN_HOLDOUT = ("uniform-all", "holdout-only", "rho", "plan-filter", "plan-floor")
 PICTURED = {"mlp": "MLP", "cnn": "CNN"}
 HOLDOUTS = {"noisy": "holdout with the noise of D", "clean": "clean holdout"}
 
@@ -49,7 +50,7 @@ HOLDOUTS = {"noisy": "holdout with the noise of D", "clean": "clean holdout"}
 def equal_time() -> None:
     """The study's tables, its overview in the README, and the picture."""
     known, parts = measured(), list[str]()
-    overviews, likes = dict[str, str](), list[str]()
+    overviews, likes = dict[tuple[str, str], str](), list[str]()
     pictured: dict[str, dict[str, list[Outcome]]] = {}
     for network, model in NETWORKS.items():
         if network not in known:
@@ -68,16 +69,17 @@ def equal_time() -> None:
                 parts.append(f"{seeds_of(rows)} seeds.")
             alike = like_with_like(found)
             parts += filter(None, [gate_note(found), alike])
-            if holdout == "noisy" and network in PICTURED:
-                note = (
-                    f"Fashion-MNIST, {model}, {min(map(seeds_of, found.values()))} seeds, {title}."
-                )
-                overviews[network] = f"{overview(found, rules=IN_README)}\n\n{note}"
+            if network not in PICTURED:
+                continue
+            shown = IN_README if holdout == "noisy" else WITH_CLEAN_HOLDOUT
+            note = f"Fashion-MNIST, {model}, {min(map(seeds_of, found.values()))} seeds, {title}."
+            overviews[network, holdout] = f"{overview(found, rules=shown)}\n\n{note}"
+            if holdout == "noisy":
                 likes.append(f"{model}:\n\n{alike}")
                 pictured[PICTURED[network]] = found
     plot_overview(pictured, ROOT / "docs" / "equal-time.png", rules=IN_README)
-    replace_block(ROOT / "README.md", "equal-time", overviews["mlp"])
-    more = "\n\n".join([*likes, overviews["cnn"]])
+    replace_block(ROOT / "README.md", "equal-time", overviews["mlp", "noisy"])
+    more = "\n\n".join([*likes, overviews["cnn", "noisy"], overviews["cnn", "clean"]])
     replace_block(ROOT / "README.md", "equal-time-more", more)
     if parts:
         replace_block(ROOT / "docs" / "equal-time.md", "equal-time", "\n\n".join(parts))
@@ -113,5 +115,5 @@ if __name__ == "__main__":
     online()
     scoring()
     write_pages(ROOT / "docs" / "methods")
-    table = demo_table(ROOT / "results", DEMO, baseline="demo/uniform")
-    replace_block(ROOT / "README.md", "demo", table)
+    demo = demo_table(ROOT / "results", DEMO, baseline="demo/uniform")
+    replace_block(ROOT / "README.md", "demo", demo)
