@@ -95,8 +95,9 @@ def online() -> None:
     steps = {recipe.name.split("/")[-1]: recipe.steps for recipe in ONLINE}
     titles = {name: variant.title for name, variant in VARIANTS.items()}
     replace_block(page, "online-variants", titles_list(titles, steps))
-    noisy = [data for data, suffers in DATA.items() if suffers["label_noise"] > 0]
-    study = Study.read(ROOT / "results", list(VARIANTS), list(data_of("mlp")))
+    kinds = list(data_of("mlp"))
+    noisy = [data for data in kinds if DATA[data]["label_noise"] > 0]
+    study = Study.read(ROOT / "results", list(VARIANTS), kinds)
     replace_block(page, "online", block(study, noisy=noisy))
 
 

@@ -18,7 +18,7 @@ import reducible as rd
 import reducible.sweep
 from reducible.ledger import PHASES
 from reducible.recipe import Recipe
-from reducible.records import read_json, read_picks
+from reducible.records import read_json, read_picks, write_json
 from reducible.run import Run
 from reducible.sweep import collect, parse_seeds, run_sweep
 
@@ -132,6 +132,22 @@ def test_a_finished_sweep_starts_no_process(
     again = run_sweep([TINY, RHO], [3, 4], work=work, results=tmp_path, progress=False)
     for new, old in zip(again, paths, strict=True):
         assert read_json(new) == read_json(old)
+
+
+def test_a_run_that_finished_as_the_sweep_was_killed_is_collected(
+    swept: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, _, (_, complete) = swept
+    held = read_json(complete)
+    stale = tmp_path / "tiny/rho" / "of-then.json"
+    stale.parent.mkdir(parents=True)
+    write_json(stale, held | {"seeds": held["seeds"][:1]})
+    monkeypatch.setattr(reducible.sweep, "current_commit", lambda: "now")
+    again = {"work": work, "results": tmp_path, "progress": False}
+    assert run_sweep([RHO], [3], **again) == [stale]  # all that was asked for is in it
+    (path,) = run_sweep([RHO], [3, 4], **again)
+    assert path.name == "now.json"
+    assert read_json(path)["seeds"] == held["seeds"]
 
 
 def test_a_seed_or_recipe_named_twice_is_run_once(

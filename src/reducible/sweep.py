@@ -63,7 +63,7 @@ def run_sweep(
         raise ConfigurationError("a sweep needs at least one recipe and one seed.")
     seeds, recipes = sorted(set(seeds)), list({recipe.name: recipe for recipe in recipes}.values())
     jobs = [(recipe, seed) for seed in seeds for recipe in recipes]
-    todo = [(r, s) for r, s in jobs if not (_folder(work, r, s) / "summary.json").exists()]
+    todo = [(r, s) for r, s in jobs if not _finished(work, r, s)]
     commit = current_commit()
     if progress:
         seconds = sum(_costs(todo, jobs, work=work))
@@ -72,13 +72,19 @@ def run_sweep(
         )
     for recipe in _run_all(todo, len(jobs), work=work, processes=processes, progress=progress):
         collect(recipe, seeds, work=work, results=results, commit=commit)
-    ran = {recipe.name for recipe, _ in todo}
-    return [
-        collect(r, seeds, work=work, results=results, commit=commit)
-        if r.name in ran or not (results / r.name).is_dir()
-        else max((results / r.name).glob("*.json"), key=lambda path: path.stat().st_mtime)
-        for r in recipes
-    ]
+    return [_up_to_date(r, seeds, work=work, results=results, commit=commit) for r in recipes]
+
+
+def _up_to_date(
+    recipe: Recipe, seeds: Sequence[int], *, work: Path, results: Path, commit: str
+) -> Path:
+    """The newest results file, written anew where a kill kept a finished run out of it."""
+    files = sorted((results / recipe.name).glob("*.json"), key=lambda path: path.stat().st_mtime)
+    if files:
+        held = {run["seed"] for run in read_json(files[-1])["seeds"]}
+        if all(s in held or not _finished(work, recipe, s) for s in seeds):
+            return files[-1]
+    return collect(recipe, seeds, work=work, results=results, commit=commit)
 
 
 def _run_all(
@@ -187,6 +193,10 @@ def _as_ranges(seeds: Sequence[int]) -> str:
 
 def _folder(work: Path, recipe: Recipe, seed: int) -> Path:
     return work / recipe.name / str(seed)
+
+
+def _finished(work: Path, recipe: Recipe, seed: int) -> bool:
+    return (_folder(work, recipe, seed) / "summary.json").exists()
 
 
 def _run(recipe: Recipe, seed: int, folder: Path) -> None:
