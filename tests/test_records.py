@@ -87,6 +87,18 @@ def test_memory_given_to_write_may_be_reused(tmp_path):
     assert read_picks(tmp_path / "p.arrow").to_pylist()[0]["scores"] == [0.5, 0.25]
 
 
+def test_scores_of_any_floating_type_are_written_as_float32(tmp_path):
+    ids = torch.tensor([4, 2])
+    with PickWriter(tmp_path / "picks.arrow") as picks:
+        picks.write(0, ids, torch.tensor([0.1, 2.0], dtype=torch.float64))
+        picks.write(1, ids, torch.tensor([0.5, 2.0], dtype=torch.bfloat16))
+        picks.write(2, ids)
+    scores = read_picks(tmp_path / "picks.arrow")["scores"]
+    assert scores.type.value_type == "float"
+    exact = torch.tensor([0.1, 2.0], dtype=torch.float64).float().tolist()
+    assert scores.to_pylist()[:2] == [exact, [0.5, 2.0]]
+
+
 def test_nothing_is_lost_after_a_flush_while_the_writer_lives(tmp_path):
     with PickWriter(tmp_path / "p.arrow", flush_every=10) as picks:
         _write_steps(picks, 0, 13)

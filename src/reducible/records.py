@@ -188,9 +188,12 @@ class PickWriter:
         return self
 
     def _start(self, path: Path, flush_every: int, batches: list[pa.RecordBatch]) -> None:
+        import torch
+
         from reducible.types import require_between
 
         require_between("flush_every", flush_every, 1, whole=True)
+        self._int64, self._float32 = torch.int64, torch.float32  # an import a step costs more
         _replace(path, [part.serialize().to_pybytes() for part in (_schema(), *batches)])
         self._flush_every = flush_every
         self._steps: list[int] = []
@@ -205,9 +208,7 @@ class PickWriter:
         A rule without scores logs NaN, without weights ones. Values are copied on their device, so
         the caller may reuse the memory.
         """
-        import torch
-
-        if ids.dtype != torch.int64 or ids.dim() != 1:
+        if ids.dtype != self._int64 or ids.dim() != 1:
             raise record_error(
                 f"ids must be [K] int64, got {list(ids.shape)} {ids.dtype}: ids that pass through "
                 "floats come back as other ids. Keep them in a tensor of their own."
@@ -215,17 +216,17 @@ class PickWriter:
         columns = []
         for name, value, absent in (("scores", scores, math.nan), ("weights", weights, 1.0)):
             if value is None:
-                value = torch.full_like(ids, absent, dtype=torch.float32)
+                value = ids.new_full(ids.shape, absent, dtype=self._float32)
             elif value.shape != ids.shape:
                 raise record_error(
                     f"{name} must have one entry per id, {list(ids.shape)}, got "
                     f"{list(value.shape)}: index those of the candidates by selection.index."
                 )
-            else:
-                value = value.detach().to(torch.float32, copy=True)
+            else:  # made float32 with all others of a flush
+                value = (value.detach() if value.requires_grad else value).clone()
             columns.append(value)
         self._steps.append(int(step))
-        self._rows.append((ids.detach().clone(), *columns))
+        self._rows.append((ids.clone(), *columns))
         if len(self._steps) >= self._flush_every:
             self.flush()
 
@@ -237,11 +238,12 @@ class PickWriter:
         import pyarrow as pa
         import torch
 
+        dtypes = (self._int64, self._float32, self._float32)
         lengths = [len(ids) for ids, _, _ in self._rows]
         offsets = pa.array(np.cumsum([0, *lengths], dtype=np.int32))
         columns = [
-            pa.ListArray.from_arrays(offsets, pa.array(torch.cat(column).cpu().numpy()))
-            for column in zip(*self._rows, strict=True)
+            pa.ListArray.from_arrays(offsets, pa.array(torch.cat(column).to("cpu", dtype).numpy()))
+            for column, dtype in zip(zip(*self._rows, strict=True), dtypes, strict=True)
         ]
         batch = pa.record_batch([pa.array(self._steps, pa.int64()), *columns], schema=_schema())
         self._log.append(batch.serialize().to_pybytes())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, final
 
 import torch
@@ -18,6 +20,7 @@ from reducible.bench.training import N_B, N_CANDIDATES, new_model, update
 from reducible.data import TensorSet, fashion_mnist
 from reducible.gate import Gate
 from reducible.loop import SelectingLoader
+from reducible.records import PickWriter
 from reducible.seeds import stream_seed
 from reducible.selectors import selector
 from reducible.stores import IrreducibleLossStore
@@ -27,8 +30,9 @@ def step_overhead(model_name: str, *, rounds: int, steps: int = 40) -> dict[str,
     """Seconds of a step of SelectingLoader over those of the same arithmetic by hand.
 
     Both do the same loading, forward, top-k, gather and update; each has its own model from the
-    same initialisation. They take turns step by step, the order alternating, so that a drift of the
-    machine falls on both; a round is the ratio of the medians of ``steps`` such pairs.
+    same initialisation. Ours keeps its ledger and writes its choices to a file besides. They take
+    turns step by step, the order alternating, so that a drift of the machine falls on both; a round
+    is the ratio of the medians of ``steps`` such pairs.
     """
     data = fashion_mnist("train")
     store = IrreducibleLossStore.from_tensor(torch.rand(len(data)))
@@ -80,12 +84,15 @@ def _endless(data: TensorSet) -> Iterator[Any]:
 def _steps_by_loader(data: TensorSet, name: str, store: IrreducibleLossStore) -> Iterator[None]:
     model, optimizer = new_model(name)
     loader = data.loader(N_CANDIDATES, generator=torch.Generator().manual_seed(0))
-    batches = SelectingLoader(loader, model, selector("rho"), keep=N_B, store=store)
-    while True:
-        for chosen in batches:
-            x, y = chosen.batch
-            update(model, optimizer, x, y, chosen.weights)
-            yield
+    with TemporaryDirectory() as folder, PickWriter(Path(folder) / "picks.arrow") as record:
+        batches = SelectingLoader(
+            loader, model, selector("rho"), keep=N_B, store=store, record=record
+        )
+        while True:
+            for chosen in batches:
+                x, y = chosen.batch
+                update(model, optimizer, x, y, chosen.weights)
+                yield
 
 
 def _steps_by_hand(data: TensorSet, name: str, store: IrreducibleLossStore) -> Iterator[None]:
