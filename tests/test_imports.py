@@ -55,7 +55,7 @@ ALLOWED = {
     "tally": "types",
     "records": "types files",  # types inside functions only: see the test below
     "adapters": "types loop records",
-    "data": "types",
+    "data": "types loaders",
     "models": "types",
     "encoders": "types",
     "recipe": "types tasks measure models encoders selectors",

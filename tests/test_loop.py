@@ -11,13 +11,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Subset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    default_collate,
+)
 
 import reducible as rd
 from reducible.data import TensorSet
+from reducible.loaders import never_repeats
 from reducible.passes import rows_to_keep
 from reducible.seeds import stream_seed
 from reducible.selectors.base import Choice, Look, check_state_keys
+from reducible.stores import has_distinct_ids
 
 N, N_B, K = 130, 20, 5  # 130 is six full candidate batches and one short one
 FULL = N // N_B
@@ -785,11 +796,50 @@ def test_ids_that_are_no_ids(rule: str, ids: Tensor, message: str) -> None:
         _ids(_batches(rule, [batch], ids="id"))
 
 
-def test_a_sampler_that_repeats_examples() -> None:
-    data = rd.WithIds(Examples())
-    sampler = RandomSampler(data, replacement=True, generator=torch.Generator())
+def _twice(rows: list[rd.Candidates]) -> Any:
+    half = rows[: len(rows) // 2]
+    return default_collate(half + half)
+
+
+class Doubled(BatchSampler):
+    """Hands out the first half of every batch twice."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (batch[: N_B // 2] * 2 for batch in super().__iter__())
+
+
+@pytest.mark.parametrize("how", ["replacement", "many", "subset", "ids", "collate", "batches"])
+def test_a_loader_that_repeats_examples(how: str) -> None:
+    data: Any = rd.WithIds(Examples())
+    own = torch.Generator().manual_seed(0)
+    options: dict[str, Any] = {"batch_size": N_B}
+    if how == "replacement":
+        options["sampler"] = RandomSampler(data, replacement=True, generator=own)
+    elif how == "many":  # a batch may hold the end of one walk and the beginning of the next
+        options["sampler"] = RandomSampler(data, num_samples=30 * N, generator=own)
+    elif how == "subset":
+        data = Subset(data, [0, 1, 2, *range(N_B)])
+    elif how == "ids":
+        data.ids[7] = 3
+    elif how == "collate":
+        options["collate_fn"] = _twice
+    else:
+        options = {"batch_sampler": Doubled(SequentialSampler(data), N_B, False)}
+    loader = DataLoader(data, **options)
+    assert not (never_repeats(loader) and has_distinct_ids(data))
     with pytest.raises(rd.DataError, match="A sampler that draws with replacement"):
-        _ids(_batches("rho", DataLoader(data, batch_size=N_B, sampler=sampler)))
+        _ids(_batches("train_loss", loader))
+
+
+@pytest.mark.parametrize("kind", ["own", "global", "tensors"])
+def test_the_usual_loaders_repeat_nothing(kind: str) -> None:
+    loader = _loader(kind)
+    assert never_repeats(loader)
+    assert has_distinct_ids(loader.dataset)
+    in_order = DataLoader(rd.WithIds(Examples()), batch_size=N_B)
+    assert never_repeats(in_order)
+    assert not never_repeats(_loader("opaque"))
+    assert not never_repeats(_loader("list"))
 
 
 def test_nan_logits_name_their_ids_and_nothing_is_trained() -> None:

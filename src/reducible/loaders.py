@@ -9,7 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+    default_convert,
+)
 
 Indices = list[int]
 
@@ -25,6 +33,28 @@ def index_batches(loader: Any) -> Iterable[Indices] | None:
     if loader.batch_sampler is not None:
         return loader.batch_sampler
     return loader.sampler if isinstance(loader.sampler, BatchSampler) else None
+
+
+def as_it_is(batch: Any) -> Any:
+    """Collates nothing: what a data set that hands over whole batches wants."""
+    return batch
+
+
+def never_repeats(loader: Any) -> bool:
+    """Whether no batch of ``loader`` can hold an item twice, as far as can be told.
+
+    So it is where batches are cut from one walk over the data set and collated as usual.
+    """
+    batches = index_batches(loader)
+    if type(batches) is not BatchSampler or loader.collate_fn not in _AS_USUAL:
+        return False
+    order = batches.sampler
+    if type(order) is RandomSampler:
+        return not order.replacement and order.num_samples <= len(order.data_source)
+    return type(order) is SequentialSampler
+
+
+_AS_USUAL = (as_it_is, default_collate, default_convert)
 
 
 def batch_size_of(loader: Any) -> int | None:

@@ -18,6 +18,7 @@ from reducible.loaders import (
     Reordered,
     batch_size_of,
     index_batches,
+    never_repeats,
     order_state,
     rebuilt,
     replayed,
@@ -26,7 +27,7 @@ from reducible.loaders import (
 )
 from reducible.seeds import stream_seed
 from reducible.selectors import Selector
-from reducible.stores import require_ids
+from reducible.stores import has_distinct_ids, require_ids
 from reducible.structure import to_device
 from reducible.types import Candidates, ConfigurationError, DataError, Evidence
 
@@ -94,6 +95,10 @@ class CandidatePasses:
         self._planner, self._total_steps = planner, total_steps
         self._indices = index_batches(loader)
         self._draw = draw if self._indices is not None else None
+        # Seen once, where that says it for every batch; a planner's order is its own.
+        self._distinct = (
+            planner is None and never_repeats(loader) and has_distinct_ids(loader.dataset)
+        )
         self.epoch = -1  # passes begun, from 0
         self._position = 0  # batches of this pass that are done with
         self._n_candidates: int | None = None  # n_B: the first batch's size
@@ -140,7 +145,7 @@ class CandidatePasses:
                     weights = torch.ones(size, device=device) if self._final.popleft() else None
                 elif not self._is_whole(size):
                     continue
-                require_ids(ids)
+                require_ids(ids, distinct=self._distinct)
                 candidates = Candidates(ids, to_device(batch, device))
             yield candidates, weights
         self._order, self._position = None, 0

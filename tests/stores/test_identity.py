@@ -14,6 +14,7 @@ import reducible as rd
 from reducible.data import TensorSet
 from reducible.stores import (
     fingerprint,
+    has_distinct_ids,
     ids_of,
     labels_of,
     origin_of,
@@ -209,6 +210,23 @@ def test_sets_of_one_named_origin_overlap() -> None:
 def test_bad_ids(ids: torch.Tensor, message: str) -> None:
     with pytest.raises(rd.DataError, match=message):
         require_ids(ids)
+
+
+def test_ids_known_to_be_distinct_are_still_whole_numbers() -> None:
+    require_ids(torch.tensor([3, 3]), distinct=True)  # taken at its word
+    for wrong in (torch.tensor([0.0]), torch.tensor([[0]]), torch.tensor([], dtype=torch.int64)):
+        with pytest.raises(rd.DataError):
+            require_ids(wrong, distinct=True)
+
+
+def test_whether_the_ids_of_a_data_set_are_distinct(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = rd.WithIds(TensorDataset(torch.rand(5)))
+    assert has_distinct_ids(data)
+    assert has_distinct_ids(Subset(data, [4, 2]))
+    assert not has_distinct_ids(Subset(data, [4, 4]))
+    assert not has_distinct_ids(data.dataset)
+    monkeypatch.setattr("reducible.stores.identity._QUICKLY", 4)
+    assert not has_distinct_ids(data)
 
 
 def test_good_ids() -> None:

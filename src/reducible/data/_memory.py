@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from reducible.data._checks import check_targets
+from reducible.loaders import as_it_is
 from reducible.types import Candidates, ConfigurationError, DataError, name_ids, require_between
 
 
@@ -144,14 +145,9 @@ class InMemory(Dataset[Candidates], ABC):
             self,
             batch_size=None,
             sampler=BatchSampler(order, batch_size, drop_last),
-            collate_fn=_as_it_is,
+            collate_fn=as_it_is,  # DataLoader's own would turn the (x, y) tuple into a list
             generator=generator,
         )
-
-
-def _as_it_is(batch: Any) -> Any:
-    # DataLoader's own conversion would turn the (x, y) tuple into a list.
-    return batch
 
 
 def check_positions(positions: Tensor, n: int) -> Tensor:

@@ -3,6 +3,7 @@
 from reducible.stores.identity import (
     WithIds,
     fingerprint,
+    has_distinct_ids,
     ids_of,
     labels_of,
     origin_of,
@@ -17,6 +18,7 @@ __all__ = [
     "LossMemory",
     "WithIds",
     "fingerprint",
+    "has_distinct_ids",
     "ids_of",
     "labels_of",
     "origin_of",

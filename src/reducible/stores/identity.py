@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, Subset
 from reducible.types import Candidates, DataError, name_ids
 
 _BATCH = 4096  # ids up to which a Python set beats a sort
+_QUICKLY = 2**24  # ids that are sorted in about a second
 
 
 @final
@@ -124,8 +125,28 @@ def require_disjoint(holdout: Any, train: Any) -> None:
         )
 
 
-def require_ids(ids: Tensor) -> None:
-    """Raise DataError unless ``ids`` is [B] int64, non-negative and without repeats."""
+def has_distinct_ids(dataset: Any) -> bool:
+    """Whether a data set carries ids and they are as ``require_ids`` wants them.
+
+    Of more than 2**24 of them it is not found out: that would take seconds.
+    """
+    try:
+        ids = ids_of(dataset)
+        if ids.numel() > _QUICKLY:
+            return False
+        require_ids(ids.cpu())
+    except DataError:
+        return False
+    return True
+
+
+def require_ids(ids: Tensor, *, distinct: bool = False) -> None:
+    """Raise DataError unless ``ids`` is [B] int64, non-negative and without repeats.
+
+    Args:
+        ids: of a batch or a data set.
+        distinct: known not to be negative and to differ, which costs more to see than the rest.
+    """
     if ids.dtype != torch.int64 or ids.dim() != 1:
         raise DataError(
             f"ids must be int64 of shape [B], got {ids.dtype} of shape {tuple(ids.shape)}. Floats "
@@ -133,7 +154,7 @@ def require_ids(ids: Tensor) -> None:
         )
     if ids.numel() == 0:
         raise DataError("there are no ids: an empty batch or data set.")
-    if ids.numel() <= _BATCH and _all_different(ids.tolist()):
+    if distinct or (ids.numel() <= _BATCH and _all_different(ids.tolist())):
         return
     ordered = ids.sort().values
     if int(ordered[0]) < 0:
