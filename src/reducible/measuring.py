@@ -29,6 +29,17 @@ from reducible.types import (
 _EVAL = Scoring(batchnorm="running")
 
 
+class _Asked(NamedTuple):
+    """What is asked of candidates."""
+
+    needs: frozenset[str]
+    context: Mapping[str, Tensor]
+    samples: int
+    seed: int
+    live: CoTrained | None
+    """Gives the irreducible losses in the store's stead."""
+
+
 class _Lesson(NamedTuple):
     """Chosen rows that a scorer is yet to learn, once the model has said what it thinks of them."""
 
@@ -182,7 +193,7 @@ class Measuring:
                     here = Candidates(ids[rows.to(ids.device)], gather(batch, rows, ids.numel()))
                 wanted = needs | {"step"} if self._memory is not None else needs
                 context = self._context(wanted, epoch, step)
-                return evidence(here, needs, context, samples, seed, live)
+                return evidence(here, _Asked(needs, context, samples, seed, live))
 
         return look
 
@@ -198,45 +209,25 @@ class Measuring:
             context["group_holdout_loss"] = value
         return context
 
-    def _counted(
-        self,
-        candidates: Candidates,
-        needs: frozenset[str],
-        context: Mapping[str, Tensor],
-        samples: int,
-        seed: int,
-        live: CoTrained | None,
-    ) -> Evidence:
+    def _counted(self, candidates: Candidates, asked: _Asked) -> Evidence:
         """Evidence, with its forwards and FLOPs on the ledger."""
-        if not needs & RUNS_THE_MODEL:
-            return self._evidence(candidates, needs, context, samples, seed, live)
+        if not asked.needs & RUNS_THE_MODEL:
+            return self._evidence(candidates, asked)
         if self._memory is not None:
-            return self._remembered(candidates, needs, context, seed, live)
-        return self._counted_pass(candidates, needs, context, samples, seed, live)
+            return self._remembered(candidates, asked)
+        return self._counted_pass(candidates, asked)
 
-    def _counted_pass(
-        self,
-        candidates: Candidates,
-        needs: frozenset[str],
-        context: Mapping[str, Tensor],
-        samples: int,
-        seed: int,
-        live: CoTrained | None,
-    ) -> Evidence:
+    def _counted_pass(self, candidates: Candidates, asked: _Asked) -> Evidence:
         """Evidence of one pass over all the candidates given."""
-
+        size, needs, samples = candidates.ids.numel(), asked.needs, asked.samples
         kind = (needs, samples)
         measured = self._flops.get(kind)
         if measured is not None:
-            evidence = self._evidence(candidates, needs, context, samples, seed, live)
+            evidence = self._evidence(candidates, asked)
         else:
             with FlopCounterMode(display=False) as counter:  # what is compiled cannot be counted
-                evidence = self._evidence(
-                    candidates, needs, context, samples, seed, live, eager=True
-                )
-            measured = counter.get_total_flops() / candidates.ids.numel()
-            self._flops[kind] = measured
-        size = candidates.ids.numel()
+                evidence = self._evidence(candidates, asked, eager=True)
+            measured = self._flops[kind] = counter.get_total_flops() / size
         passes = samples if "mc_logits" in needs else 0
         passes += 1 if needs & (RUNS_THE_MODEL - {"mc_logits"}) else 0
         counts = self._ledger.counts
@@ -245,29 +236,23 @@ class Measuring:
         counts.flops_score += int(size * measured)
         return evidence
 
-    def _remembered(
-        self,
-        candidates: Candidates,
-        needs: frozenset[str],
-        context: Mapping[str, Tensor],
-        seed: int,
-        live: CoTrained | None,
-    ) -> Evidence:
+    def _remembered(self, candidates: Candidates, asked: _Asked) -> Evidence:
         """Evidence whose losses come from memory where they are young enough."""
         assert self._memory is not None
-        scoring, step, ids = self._scoring, int(context["step"]), candidates.ids.cpu()
+        scoring, step, ids = self._scoring, int(asked.context["step"]), candidates.ids.cpu()
         old = self._memory.age(ids, step) > scoring.max_age  # [B]
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(asked.seed)
         old |= torch.rand(ids.numel(), generator=generator) < scoring.refresh
         few = self._least - int(old.sum())
         if few > 0:
             young = (~old).nonzero().squeeze(1)
             old[young[torch.randperm(young.numel(), generator=generator)[:few]]] = True
         rows = old.nonzero().squeeze(1)  # [R]
-        rest = self._evidence(candidates, needs - {"loss"}, context, 0, seed, live)
+        rest = self._evidence(candidates, asked._replace(needs=asked.needs - {"loss"}, samples=0))
         if rows.numel():
             part = Candidates(ids[rows], gather(candidates.batch, rows, ids.numel()))
-            fresh = self._counted_pass(part, frozenset({"loss"}), context, 0, seed, None)
+            losses = asked._replace(needs=frozenset({"loss"}), samples=0, live=None)
+            fresh = self._counted_pass(part, losses)
             self._memory.remember(part.ids, fresh.require("loss"), step)
         loss = self._memory.lookup(ids).to(rest.ids.device)
         return replace(rest, loss=loss, targets=self._task.targets(candidates.batch))
@@ -277,17 +262,8 @@ class Measuring:
         if self._memory is not None and self._scores_with is self._model:
             self._memory.remember(ids, loss, step)
 
-    def _evidence(
-        self,
-        candidates: Candidates,
-        needs: frozenset[str],
-        context: Mapping[str, Tensor],
-        samples: int,
-        seed: int,
-        live: CoTrained | None,
-        *,
-        eager: bool = False,
-    ) -> Evidence:
+    def _evidence(self, candidates: Candidates, asked: _Asked, *, eager: bool = False) -> Evidence:
+        needs, context, samples, seed, live = asked
         live = live if "irreducible_loss" in needs else None
         evidence = measure(
             self._scores_with,
