@@ -4,6 +4,7 @@ Step by step, each on what the one before found:
 
     python scripts/prepare_equal_time.py plateau mlp    # uniform steps to its plateau
     python scripts/prepare_equal_time.py costs mlp      # on a quiet machine: nothing else running
+    python scripts/prepare_equal_time.py costs mlp --rules plan plan-filter      # these anew
     python scripts/prepare_equal_time.py rates mlp      # learning rates, on validation data
     python scripts/prepare_equal_time.py rates mlp --rules uniform --try 4e-3    # and one more
 
@@ -118,8 +119,8 @@ def plateau(network: str) -> dict[str, Any]:
     }
 
 
-def costs(network: str, known: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Cost of a step and of what comes before, in uniform steps, of rules that have none yet.
+def costs(network: str, known: dict[str, Any], anew: list[str]) -> dict[str, dict[str, float]]:
+    """Cost of a step and of what comes before, in uniform steps: of ``anew``, else of new rules.
 
     All train side by side with uniform and take turns of a few steps, in an order that alternates,
     so that a drift of the machine falls on all alike. The ratio of the medians over the turns.
@@ -127,7 +128,7 @@ def costs(network: str, known: dict[str, Any]) -> dict[str, dict[str, float]]:
     torch.set_num_threads(1)
     turns, steps = TURNS[network]
     data = kinds(network, COSTS_ON)[0]
-    new = [rule for rule in rules_of(network) if "cost" not in known["rules"].get(rule, {})]
+    new = anew or [r for r in rules_of(network) if "cost" not in known["rules"].get(r, {})]
     rules = list(dict.fromkeys(["uniform", *new]))
     recipes = {rule: setting(network, data, holdouts(rule)[0], rule) for rule in rules}
     with tempfile.TemporaryDirectory() as folder:
@@ -251,7 +252,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["plateau", "costs", "rates"])
     parser.add_argument("network", choices=list(NETWORKS))
-    parser.add_argument("--rules", nargs="*", default=[], help="of the rates; all by default")
+    parser.add_argument("--rules", nargs="*", default=[], help="of costs (new ones by default), of rates (all)")
     parser.add_argument(
         "--try", nargs="*", type=float, default=[], dest="also", help="a check on more rates"
     )
@@ -262,7 +263,7 @@ if __name__ == "__main__":
         about |= plateau(asked.network)
     else:
         found = (
-            costs(asked.network, about)
+            costs(asked.network, about, asked.rules)
             if asked.what == "costs"
             else rates(asked.network, about, asked.rules, asked.also)
         )

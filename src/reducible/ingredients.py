@@ -19,6 +19,7 @@ from reducible.irreducible import (
     fit_proxy,
 )
 from reducible.ledger import Ledger
+from reducible.loaders import as_it_is
 from reducible.plans import Plan
 from reducible.recipe import Recipe
 from reducible.scorers import CoTrained
@@ -108,12 +109,7 @@ def candidate_loader(
         return train.loader(recipe.n_candidates, generator=generator)
     order = plan.sampler(train, generator=generator, batch_size=recipe.n_candidates)
     batches = BatchSampler(order, recipe.n_candidates, True)
-    return DataLoader(train, batch_size=None, sampler=batches, collate_fn=_whole)
-
-
-def _whole(batch: Any) -> Any:
-    """Batches are fetched whole already."""
-    return batch
+    return DataLoader(train, batch_size=None, sampler=batches, collate_fn=as_it_is)
 
 
 def loader_options(
