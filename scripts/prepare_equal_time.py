@@ -252,7 +252,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["plateau", "costs", "rates"])
     parser.add_argument("network", choices=list(NETWORKS))
-    parser.add_argument("--rules", nargs="*", default=[], help="of costs (new ones by default), of rates (all)")
+    parser.add_argument(
+        "--rules", nargs="*", default=[], help="of costs (new ones by default), of rates (all)"
+    )
     parser.add_argument(
         "--try", nargs="*", type=float, default=[], dest="also", help="a check on more rates"
     )

@@ -20,7 +20,7 @@ SOURCE = Path(reducible.__file__).parent
 _ABOVE_LOOP = (
     "types files schedules scores picks structure selectors stores tasks measure scorers ledger "
     "fitting irreducible plans gate distributed loaders group_holdout measuring epochs seeds "
-    "passes chosen gating"
+    "passes chosen gating assembly"
 )
 _ABOVE_RUN = f"{_ABOVE_LOOP} loop records data models encoders"
 
@@ -51,6 +51,10 @@ ALLOWED = {
     "chosen": "",
     "gating": "types structure tasks selectors measure gate ledger measuring seeds",
     "passes": "types ledger loaders selectors stores structure epochs seeds",
+    "assembly": (
+        "types stores tasks selectors scorers measure ledger loaders group_holdout measuring "
+        "epochs gate gating passes"
+    ),
     "loop": _ABOVE_LOOP,
     "tally": "types",
     "records": "types files",  # types inside functions only: see the test below

@@ -8,23 +8,28 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
+from reducible.assembly import (
+    check_data,
+    check_settings,
+    epoch_planner,
+    gating,
+    group_holdout_loss,
+    live_model,
+    loss_memory,
+)
 from reducible.chosen import Chosen, Part, PickLog
-from reducible.epochs import EpochPlanner
 from reducible.gate import Gate
-from reducible.gating import Gating
-from reducible.group_holdout import GroupHoldoutLoss
 from reducible.ledger import Ledger
-from reducible.loaders import batch_size_of, index_batches
 from reducible.measure import Scoring
 from reducible.measuring import Measuring
-from reducible.passes import CandidatePasses, blindly, check_keep, rows_to_keep
+from reducible.passes import CandidatePasses, blindly
 from reducible.scorers import CoTrained
 from reducible.seeds import stream_seed
 from reducible.selectors import Choice, Scheduled, Selector
-from reducible.stores import IrreducibleLossStore, LossMemory, ids_of, labels_of
+from reducible.stores import IrreducibleLossStore
 from reducible.structure import gather
 from reducible.tasks import Classification, Task, per_example
-from reducible.types import Candidates, ConfigurationError, DataError
+from reducible.types import Candidates
 
 
 def weighted_mean(per_example_loss: Tensor, weight: Tensor) -> Tensor:
@@ -121,37 +126,47 @@ class SelectingLoader:
         record: PickLog | None = None,
         total_steps: int | None = None,
     ) -> None:
-        self._loader = loader
         self._model = model
         self._selector = selector
-        self._keep = keep
         self._task = task or Classification()
         self._shadows = dict(shadows or {})
         self._seed = seed
         self._scoring = scoring or Scoring()
         self._record = record
-        self._total_steps = total_steps
         self.ledger = ledger or Ledger()
-        self._check_settings(scorer)
-        self._check_data(store, groups)
+        check_settings(loader, model, selector, self._shadows, scorer, keep)
+        check_data(loader, store, groups)
         self._measuring = Measuring(
             model,
             self._task,
             self._scoring,
             self.ledger,
             store=store,
-            irreducible=_live(selector, irreducible_model, optimizer),
+            irreducible=live_model(selector, irreducible_model, optimizer),
             scorer=scorer,
-            memory=self._memory(),
-            holdout=_holdout(group_holdout, store, groups, refresh, refresh_decay),
+            memory=loss_memory(loader, self._scoring),
+            holdout=group_holdout_loss(group_holdout, store, groups, refresh, refresh_decay),
             groups=groups,
             total_steps=total_steps,
         )
-        self._planner = self._make_planner(proxy)
+        self._planner = epoch_planner(
+            loader, selector, keep, proxy=proxy, task=self._task, total_steps=total_steps
+        )
         if self._planner is None:
             for rule in (selector, *self._shadows.values()):
                 self._measuring.check(rule)
-        self._gating = self._make_gating(gate, held_out)
+        self._gating = gating(
+            gate,
+            held_out,
+            model=model,
+            selector=selector,
+            shadows=self._shadows,
+            scoring=self._scoring,
+            measuring=self._measuring,
+            task=self._task,
+            ledger=self.ledger,
+            seed=seed,
+        )
         self.gate = self._gating.gate if self._gating else None
         draw = self._gating.draw if self._gating else None
         sometimes_blind = not selector.needs or isinstance(selector, Scheduled)
@@ -172,108 +187,6 @@ class SelectingLoader:
         self._waiting: list[Part] = []  # chosen from the last candidate batch, not handed out
         self.train_flops_per_example: float | None = None
         """Set it where measured; otherwise three times the scoring forward is counted."""
-
-    # -- settings ------------------------------------------------------------------------------
-
-    def _check_settings(self, scorer: object) -> None:
-        for rule in (self._selector, *self._shadows.values()):
-            if not isinstance(rule, Selector):
-                raise ConfigurationError(
-                    f"selector is a {type(rule).__name__}; pass reducible.selector('rho')."
-                )
-        if any(rule.horizon != "batch" for rule in self._shadows.values()):
-            raise ConfigurationError("a shadow selector must decide by candidate batch.")
-        if self._shadows and self._selector.horizon != "batch":
-            raise ConfigurationError(
-                "shadows watch candidate batches; a selector that decides by epoch has none."
-            )
-        if not isinstance(self._model, nn.Module):
-            raise ConfigurationError(f"model is a {type(self._model).__name__}, not a Module.")
-        if scorer is not None and not isinstance(scorer, CoTrained | nn.Module):
-            raise ConfigurationError(
-                f"scorer is a {type(scorer).__name__}: pass a module, which stays as it is, or "
-                "CoTrained(module, optimizer), which learns along."
-            )
-        if not hasattr(self._loader, "__iter__"):
-            raise ConfigurationError(f"loader is a {type(self._loader).__name__}, not iterable.")
-        check_keep(self._keep)
-
-    def _check_data(self, store: IrreducibleLossStore | None, groups: Tensor | None) -> None:
-        dataset = getattr(self._loader, "dataset", None)
-        if dataset is None or not hasattr(dataset, "__len__"):
-            return
-        if len(dataset) == 0:
-            raise DataError("the loader's data set is empty.")
-        if groups is None and (store is None or not store.fingerprint):
-            return
-        try:
-            here = ids_of(dataset)
-        except DataError:
-            return  # ids come from inside the batches: known only as they are loaded
-        if groups is not None and int(here.max()) >= groups.numel():
-            raise ConfigurationError(
-                f"groups has {groups.numel()} entries, but there is an id {int(here.max())}: it "
-                "must hold the group of every id, by id."
-            )
-        if store is not None and store.fingerprint:
-            store.check_data(here, labels_of(dataset))
-
-    def _memory(self) -> LossMemory | None:
-        """Losses that may stand in for scoring, where that is asked for."""
-        if self._scoring.max_age == 0:
-            return None
-        try:
-            return LossMemory(ids_of(getattr(self._loader, "dataset", None)))
-        except DataError as error:
-            raise ConfigurationError(f"max_age needs ids known beforehand: {error}") from error
-
-    def _make_gating(self, gate: Gate | str | None, held_out: Any) -> Gating | None:
-        """What runs the gate, where there is one."""
-        if gate is None:
-            return None
-        if gate != "auto" and not isinstance(gate, Gate):
-            raise ConfigurationError(f"gate={gate!r}: pass 'auto', or a reducible.Gate(…).")
-        why = None
-        if self._planner is not None or not self._selector.needs:
-            why = "a selector that scores candidate batches; this one has no scoring to save"
-        elif self._shadows:
-            why = "no shadows, which would have every candidate scored"
-        elif self._scoring.updates_per_scoring > 1:
-            why = "updates_per_scoring=1"
-        if why is not None:
-            raise ConfigurationError(f"the gate needs {why}.")
-        return Gating(
-            Gate() if isinstance(gate, str) else gate,
-            self._model,
-            self._selector,
-            self._measuring,
-            self._task,
-            held_out,
-            self.ledger,
-            seed=self._seed,
-        )
-
-    def _make_planner(self, proxy: nn.Module | None) -> EpochPlanner | None:
-        """For rules that decide by epoch; None for the others."""
-        if self._selector.horizon == "batch":
-            return None
-        size = batch_size_of(self._loader)
-        if index_batches(self._loader) is None or size is None:
-            raise ConfigurationError(
-                "the selector decides by epoch, so it re-plans the order of a plain DataLoader "
-                f"over a map-style data set; got {type(self._loader).__name__}."
-            )
-        if "total_steps" in self._selector.needs and self._total_steps is None:
-            raise ConfigurationError("the selector needs total_steps=<planned updates>.")
-        n_b = rows_to_keep(self._keep, size)
-        return EpochPlanner(
-            self._selector,
-            self._loader.dataset,
-            n_b=n_b,
-            share=n_b / size,
-            proxy=proxy,
-            task=self._task,
-        )
 
     # -- iteration -----------------------------------------------------------------------------
 
@@ -451,42 +364,3 @@ def _plain(candidates: Candidates, positions: Tensor, device: torch.device) -> P
     """Rows at random, without weights."""
     ids = candidates.ids[positions.to(candidates.ids.device)]
     return Part(positions, ids, torch.ones(positions.numel(), device=device), {}, {})
-
-
-def _live(
-    selector: Selector, model: nn.Module | None, lead: torch.optim.Optimizer | None
-) -> CoTrained | None:
-    """The irreducible-loss model that learns along, where the rule has one."""
-    if selector.lr_ratio is None or model is None:
-        return None
-    if lead is None:
-        raise ConfigurationError(
-            "the irreducible-loss model learns at a ratio of the model's rate: pass the model's "
-            "optimizer=."
-        )
-    return CoTrained.following(model, lead, lr_ratio=selector.lr_ratio)
-
-
-def _holdout(
-    loader: Any,
-    store: IrreducibleLossStore | None,
-    groups: Tensor | None,
-    refresh: Literal["epoch"] | int,
-    decay: float,
-) -> GroupHoldoutLoss | None:
-    if loader is None:
-        return None
-    if store is None or store.groups == 0:
-        raise ConfigurationError(
-            "group_holdout= goes with a store that has a column per group: "
-            "reducible.fit_group_irreducible_loss(…)."
-        )
-
-    def groups_of(ids: Tensor | None, targets: Tensor) -> Tensor:
-        if groups is None:
-            return targets
-        if ids is None:
-            raise DataError("groups go by id, so the group holdout must yield Candidates.")
-        return groups[ids.cpu()]
-
-    return GroupHoldoutLoss(loader, store.groups, groups_of=groups_of, refresh=refresh, decay=decay)

@@ -1,0 +1,191 @@
+"""What a SelectingLoader is made of, from what it is given; raises where that cannot work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from reducible.epochs import EpochPlanner
+from reducible.gate import Gate
+from reducible.gating import Gating
+from reducible.group_holdout import GroupHoldoutLoss
+from reducible.ledger import Ledger
+from reducible.loaders import batch_size_of, index_batches
+from reducible.measure import Scoring
+from reducible.measuring import Measuring
+from reducible.passes import check_keep, rows_to_keep
+from reducible.scorers import CoTrained
+from reducible.selectors import Selector
+from reducible.stores import IrreducibleLossStore, LossMemory, ids_of, labels_of
+from reducible.tasks import Task
+from reducible.types import ConfigurationError, DataError
+
+
+def check_settings(
+    loader: Any,
+    model: Any,
+    selector: Any,
+    shadows: Mapping[str, Any],
+    scorer: object,
+    keep: float,
+) -> None:
+    """Raise ConfigurationError for what is of the wrong kind, or does not go together."""
+    for rule in (selector, *shadows.values()):
+        if not isinstance(rule, Selector):
+            raise ConfigurationError(
+                f"selector is a {type(rule).__name__}; pass reducible.selector('rho')."
+            )
+    if any(rule.horizon != "batch" for rule in shadows.values()):
+        raise ConfigurationError("a shadow selector must decide by candidate batch.")
+    if shadows and selector.horizon != "batch":
+        raise ConfigurationError(
+            "shadows watch candidate batches; a selector that decides by epoch has none."
+        )
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(f"model is a {type(model).__name__}, not a Module.")
+    if scorer is not None and not isinstance(scorer, CoTrained | nn.Module):
+        raise ConfigurationError(
+            f"scorer is a {type(scorer).__name__}: pass a module, which stays as it is, or "
+            "CoTrained(module, optimizer), which learns along."
+        )
+    if not hasattr(loader, "__iter__"):
+        raise ConfigurationError(f"loader is a {type(loader).__name__}, not iterable.")
+    check_keep(keep)
+
+
+def check_data(loader: Any, store: IrreducibleLossStore | None, groups: Tensor | None) -> None:
+    """Raise where the data set is empty, or store or groups are of other data."""
+    dataset = getattr(loader, "dataset", None)
+    if dataset is None or not hasattr(dataset, "__len__"):
+        return
+    if len(dataset) == 0:
+        raise DataError("the loader's data set is empty.")
+    if groups is None and (store is None or not store.fingerprint):
+        return
+    try:
+        here = ids_of(dataset)
+    except DataError:
+        return  # ids come from inside the batches: known only as they are loaded
+    if groups is not None and int(here.max()) >= groups.numel():
+        raise ConfigurationError(
+            f"groups has {groups.numel()} entries, but there is an id {int(here.max())}: it "
+            "must hold the group of every id, by id."
+        )
+    if store is not None and store.fingerprint:
+        store.check_data(here, labels_of(dataset))
+
+
+def loss_memory(loader: Any, scoring: Scoring) -> LossMemory | None:
+    """Losses that may stand in for scoring, where that is asked for."""
+    if scoring.max_age == 0:
+        return None
+    try:
+        return LossMemory(ids_of(getattr(loader, "dataset", None)))
+    except DataError as error:
+        raise ConfigurationError(f"max_age needs ids known beforehand: {error}") from error
+
+
+def live_model(
+    selector: Selector, model: nn.Module | None, lead: torch.optim.Optimizer | None
+) -> CoTrained | None:
+    """The irreducible-loss model that learns along, where the rule has one."""
+    if selector.lr_ratio is None or model is None:
+        return None
+    if lead is None:
+        raise ConfigurationError(
+            "the irreducible-loss model learns at a ratio of the model's rate: pass the model's "
+            "optimizer=."
+        )
+    return CoTrained.following(model, lead, lr_ratio=selector.lr_ratio)
+
+
+def group_holdout_loss(
+    loader: Any,
+    store: IrreducibleLossStore | None,
+    groups: Tensor | None,
+    refresh: Literal["epoch"] | int,
+    decay: float,
+) -> GroupHoldoutLoss | None:
+    """The average over the holdout by group, where a holdout is given for it."""
+    if loader is None:
+        return None
+    if store is None or store.groups == 0:
+        raise ConfigurationError(
+            "group_holdout= goes with a store that has a column per group: "
+            "reducible.fit_group_irreducible_loss(…)."
+        )
+
+    def groups_of(ids: Tensor | None, targets: Tensor) -> Tensor:
+        if groups is None:
+            return targets
+        if ids is None:
+            raise DataError("groups go by id, so the group holdout must yield Candidates.")
+        return groups[ids.cpu()]
+
+    return GroupHoldoutLoss(loader, store.groups, groups_of=groups_of, refresh=refresh, decay=decay)
+
+
+def epoch_planner(
+    loader: Any,
+    selector: Selector,
+    keep: float,
+    *,
+    proxy: nn.Module | None,
+    task: Task,
+    total_steps: int | None,
+) -> EpochPlanner | None:
+    """For rules that decide by epoch; None for the others."""
+    if selector.horizon == "batch":
+        return None
+    size = batch_size_of(loader)
+    if index_batches(loader) is None or size is None:
+        raise ConfigurationError(
+            "the selector decides by epoch, so it re-plans the order of a plain DataLoader "
+            f"over a map-style data set; got {type(loader).__name__}."
+        )
+    if "total_steps" in selector.needs and total_steps is None:
+        raise ConfigurationError("the selector needs total_steps=<planned updates>.")
+    n_b = rows_to_keep(keep, size)
+    return EpochPlanner(selector, loader.dataset, n_b=n_b, share=n_b / size, proxy=proxy, task=task)
+
+
+def gating(
+    gate: Gate | str | None,
+    held_out: Any,
+    *,
+    model: nn.Module,
+    selector: Selector,
+    shadows: Mapping[str, Selector],
+    scoring: Scoring,
+    measuring: Measuring,
+    task: Task,
+    ledger: Ledger,
+    seed: int,
+) -> Gating | None:
+    """What runs the gate, where there is one."""
+    if gate is None:
+        return None
+    if gate != "auto" and not isinstance(gate, Gate):
+        raise ConfigurationError(f"gate={gate!r}: pass 'auto', or a reducible.Gate(…).")
+    why = None
+    if selector.horizon != "batch" or not selector.needs:
+        why = "a selector that scores candidate batches; this one has no scoring to save"
+    elif shadows:
+        why = "no shadows, which would have every candidate scored"
+    elif scoring.updates_per_scoring > 1:
+        why = "updates_per_scoring=1"
+    if why is not None:
+        raise ConfigurationError(f"the gate needs {why}.")
+    return Gating(
+        Gate() if isinstance(gate, str) else gate,
+        model,
+        selector,
+        measuring,
+        task,
+        held_out,
+        ledger,
+        seed=seed,
+    )
