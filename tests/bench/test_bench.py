@@ -12,7 +12,8 @@ from reducible import bench
 @pytest.mark.parametrize("quick", [True, False])
 def test_all_measurements_are_asked_for(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: dict[str, list[tuple[Any, Any]]] = {}
-    one = ("step_overhead", "watching_overhead", "picking_time", "large_divbs", "lookup_time")
+    steps = ("step_overhead", "watching_overhead", "gate_bookkeeping")
+    one = (*steps, "picking_time", "large_divbs", "lookup_time")
     several = ("scoring_costs", "fitting_costs", "flat_over_steps", "mapped_lookup")
     for name in (*one, *several):
 
@@ -24,7 +25,7 @@ def test_all_measurements_are_asked_for(quick: bool, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(bench, name, stand_in)
     bench.run_bench(quick=quick)
     rounds = 3 if quick else 15
-    for name in ("step_overhead", "watching_overhead"):
+    for name in steps:
         assert calls[name] == [((of,), {"rounds": rounds}) for of in ("lenet", "mlp-512")]
     assert [c[0][0] for c in calls["picking_time"]] == list(bench.SELECTORS)
     assert ("large_divbs" in calls) is not quick

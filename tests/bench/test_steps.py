@@ -80,6 +80,8 @@ def test_a_watching_gate_and_its_floor_train_on_the_same_rows(
     )
     assert loaded == [32] * 16
     _check_same_updates(models)
+    _walk(steps._uniform_steps(data, "mlp-64"), number=8)  # as many rows, others perhaps
+    assert loaded == [32] * 24
 
 
 def test_no_trial_comes_due(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,6 +97,7 @@ def test_no_trial_comes_due(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("step_overhead", "_steps_by_loader", "_steps_by_hand"),
         ("watching_overhead", "_watched_steps", "_plain_steps_by_hand"),
+        ("gate_bookkeeping", "_watched_steps", "_uniform_steps"),
     ],
 )
 def test_they_take_turns(

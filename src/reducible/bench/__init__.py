@@ -13,7 +13,12 @@ from typing import Any
 from reducible.bench.fitting import fitting_costs
 from reducible.bench.picking import large_divbs, picking_time
 from reducible.bench.scoring import SCORED, scoring_costs
-from reducible.bench.steps import flat_over_steps, step_overhead, watching_overhead
+from reducible.bench.steps import (
+    flat_over_steps,
+    gate_bookkeeping,
+    step_overhead,
+    watching_overhead,
+)
 from reducible.bench.stores import lookup_time, mapped_lookup
 from reducible.selectors import SELECTORS
 
@@ -25,6 +30,7 @@ def run_bench(*, quick: bool = False) -> list[dict[str, Any]]:
     return [
         *(step_overhead(name, rounds=rounds) for name in ("lenet", "mlp-512")),
         *(watching_overhead(name, rounds=rounds) for name in ("lenet", "mlp-512")),
+        *(gate_bookkeeping(name, rounds=rounds) for name in ("lenet", "mlp-512")),
         *(
             row
             for name in SCORED
