@@ -207,6 +207,7 @@ def gate_note(by_data: Mapping[str, Sequence[Outcome]]) -> str:
 
 
 SHOWN: Mapping[str, str] = {
+    "uniform-128": "uniform in batches of 128",
     "rs2": "every row once before any twice",
     "rs2-128": "the same in batches of 128",
     "uniform-all": "uniform, trained on the holdout too",
