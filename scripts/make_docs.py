@@ -12,6 +12,7 @@ from reducible.report.equal_time import (
     like_with_like,
     outcomes,
     overview,
+    seeds_note,
     seeds_of,
     table,
 )
@@ -66,7 +67,7 @@ def equal_time() -> None:
             parts.append(f"## {model}, {title}: all at a glance\n\n{overview(found)}")
             for data, rows in found.items():
                 parts.append(f"## {model}, {data}, {title}\n\n{table(rows)}")
-                parts.append(f"{seeds_of(rows)} seeds.")
+                parts.append(seeds_note(rows))
             alike = like_with_like(found)
             parts += filter(None, [gate_note(found), alike])
             if network not in PICTURED:

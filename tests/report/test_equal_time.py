@@ -18,6 +18,7 @@ from reducible.report.equal_time import (
     like_with_like,
     outcomes,
     overview,
+    seeds_note,
     seeds_of,
     table,
     time_to,
@@ -83,6 +84,14 @@ def found(tmp_path: Path) -> list[Outcome]:
     )  # of the other holdout
     assert outcomes(tmp_path, "mlp", "flip-10", "noisy", KNOWN) == []  # three seeds are too few
     return outcomes(tmp_path, "mlp", "flip-10", "noisy", KNOWN, seeds=3)
+
+
+def test_what_was_run_with_more_seeds_is_said(found: list[Outcome]) -> None:
+    assert seeds_note(found) == "3 seeds."
+    uniform, plan, _ = found
+    uniform.accuracy["2x"] = dict.fromkeys(range(5), 0.9)
+    plan.accuracy["1x"] |= {3: 0.8}
+    assert seeds_note(found) == "3 seeds; 4 of plan-filter at 1x, 5 of uniform at 2x."
 
 
 def test_outcomes_hold_accuracies_and_what_is_charged(found: list[Outcome]) -> None:

@@ -318,3 +318,15 @@ def like_with_like(by_data: Mapping[str, Sequence[Outcome]], *, budget: str = "1
 def seeds_of(found: Sequence[Outcome], budget: str = "1x") -> int:
     """The least number of seeds that any rule was run with."""
     return min(len(o.accuracy[budget]) for o in found if budget in o.accuracy)
+
+
+def seeds_note(found: Sequence[Outcome]) -> str:
+    """How many seeds stand behind a table, and what was run with more."""
+    least = seeds_of(found)
+    more = [
+        f"{len(runs)} of {outcome.rule} at {budget}"
+        for budget in BUDGETS
+        for outcome in found
+        if len(runs := outcome.accuracy.get(budget, {})) > least
+    ]
+    return f"{least} seeds{'; ' if more else ''}{', '.join(more)}."
