@@ -43,7 +43,15 @@ IN_README = (
     "plan-floor-all-128",
     "plan-online",
 )
-WITH_CLEAN_HOLDOUT = ("uniform-all", "holdout-only", "rho", "plan-filter", "plan-floor")
+WITH_CLEAN_HOLDOUT = (
+    "uniform-all",
+    "rs2-all-128",
+    "holdout-only",
+    "rho",
+    "plan-filter",
+    "plan-floor",
+    "plan-floor-all-128",
+)
 PICTURED = {"mlp": "MLP", "cnn": "CNN"}
 HOLDOUTS = {"noisy": "holdout with the noise of D", "clean": "clean holdout"}
 
@@ -80,7 +88,8 @@ def equal_time() -> None:
                 pictured[PICTURED[network]] = found
     plot_overview(pictured, ROOT / "docs" / "equal-time.png", rules=IN_README)
     replace_block(ROOT / "README.md", "equal-time", overviews["mlp", "noisy"])
-    more = "\n\n".join([*likes, overviews["cnn", "noisy"], overviews["cnn", "clean"]])
+    others = [("cnn", "noisy"), ("mlp", "clean"), ("cnn", "clean")]
+    more = "\n\n".join([*likes, *(overviews[which] for which in others)])
     replace_block(ROOT / "README.md", "equal-time-more", more)
     if parts:
         replace_block(ROOT / "docs" / "equal-time.md", "equal-time", "\n\n".join(parts))
