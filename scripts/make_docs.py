@@ -13,7 +13,6 @@ from reducible.report.equal_time import (
     outcomes,
     overview,
     seeds_note,
-    seeds_of,
     table,
 )
 from reducible.report.equal_time_picture import plot_overview
@@ -81,7 +80,8 @@ def equal_time() -> None:
             if network not in PICTURED:
                 continue
             shown = IN_README if holdout == "noisy" else WITH_CLEAN_HOLDOUT
-            note = f"Fashion-MNIST, {model}, {min(map(seeds_of, found.values()))} seeds, {title}."
+            seeds = {seeds_note(rows, ["1x"]) for rows in found.values()}
+            note = f"Fashion-MNIST, {model}, {title}. {' '.join(sorted(seeds))}"
             overviews[network, holdout] = f"{overview(found, rules=shown)}\n\n{note}"
             if holdout == "noisy":
                 likes.append(f"{model}:\n\n{alike}")

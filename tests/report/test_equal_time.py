@@ -88,10 +88,13 @@ def found(tmp_path: Path) -> list[Outcome]:
 
 def test_what_was_run_with_more_seeds_is_said(found: list[Outcome]) -> None:
     assert seeds_note(found) == "3 seeds."
-    uniform, plan, _ = found
+    uniform, plan, rho = found
     uniform.accuracy["2x"] = dict.fromkeys(range(5), 0.9)
     plan.accuracy["1x"] |= {3: 0.8}
-    assert seeds_note(found) == "3 seeds; 4 of plan-filter at 1x, 5 of uniform at 2x."
+    rho.accuracy["2x"] = dict.fromkeys(range(5), 0.9)
+    more = "at 2x 5 of uniform, rho"
+    assert seeds_note(found) == f"3 seeds; at 1x 4 of plan-filter; {more}."
+    assert seeds_note(found, ["2x"]) == f"3 seeds; {more}."
 
 
 def test_outcomes_hold_accuracies_and_what_is_charged(found: list[Outcome]) -> None:

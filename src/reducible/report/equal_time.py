@@ -320,13 +320,13 @@ def seeds_of(found: Sequence[Outcome], budget: str = "1x") -> int:
     return min(len(o.accuracy[budget]) for o in found if budget in o.accuracy)
 
 
-def seeds_note(found: Sequence[Outcome]) -> str:
-    """How many seeds stand behind a table, and what was run with more."""
+def seeds_note(found: Sequence[Outcome], budgets: Sequence[str] = tuple(BUDGETS)) -> str:
+    """How many seeds stand behind a table of ``budgets``, and what was run with more."""
     least = seeds_of(found)
-    more = [
-        f"{len(runs)} of {outcome.rule} at {budget}"
-        for budget in BUDGETS
-        for outcome in found
-        if len(runs := outcome.accuracy.get(budget, {})) > least
-    ]
-    return f"{least} seeds{'; ' if more else ''}{', '.join(more)}."
+    parts = [f"{least} seeds"]
+    for budget in budgets:
+        number = {o.rule: len(o.accuracy.get(budget, {})) for o in found}
+        for n in sorted({n for n in number.values() if n > least}):
+            rules = [rule for rule, seeds in number.items() if seeds == n]
+            parts.append(f"at {budget} {n} of {', '.join(rules)}")
+    return "; ".join(parts) + "."
