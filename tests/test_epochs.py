@@ -383,3 +383,17 @@ def test_a_state_taken_before_the_first_epoch_begins_it(rule: str) -> None:
     again = _batches(rule, _loader())
     again.load_state_dict(state)
     assert _flat(_epoch(again)) == _flat(_epoch(_batches(rule, _loader())))
+
+
+def test_an_epoch_that_holds_an_example_twice_is_refused() -> None:
+    """However well-behaved the loader: the order is the rule's own."""
+
+    class Same(rd.Selector):
+        horizon = "epoch"
+
+        def select(self, evidence: Any, k: int, *, generator: torch.Generator) -> Any:
+            return rd.Selection(torch.zeros(k, dtype=torch.int64), torch.ones(k))
+
+    batches = rd.SelectingLoader(_loader(), _net(), Same(), keep=K)
+    with pytest.raises(rd.DataError, match="ids 0 occur more than once"):
+        next(iter(batches))
