@@ -117,8 +117,11 @@ RULES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 """Name in the study → settings of the recipe."""
 
-BUDGETS: Mapping[str, float] = MappingProxyType({"0.5x": 0.5, "1x": 1.0, "2x": 2.0})
-"""Of the time that uniform takes to its plateau."""
+BUDGETS: Mapping[str, float] = MappingProxyType({"0.5x": 0.5, "0.75x": 0.75, "1x": 1.0, "2x": 2.0})
+"""Of the time that uniform takes to its plateau; 0.75x for FINER alone."""
+
+FINER = "plan-full"
+"""The rule whose time to uniform's end is looked at more closely, with a run in between."""
 
 _NO_HOLDOUT = frozenset(
     {
@@ -238,6 +241,8 @@ def _cells(known: Mapping[str, Any]) -> list[Recipe]:
                 if holdout != "clean" or rule in _FIVE_WITH_CLEAN_HOLDOUT:
                     wanted.append(("cnn", data, holdout, "1x", rule))
         wanted += [("cnn", data, holdouts(r)[0], "0.5x", r) for r in sorted(_HALF_WITH_CNN)]
+    for network in ("cnn", "mlp"):
+        wanted += [(network, data, "noisy", "0.75x", FINER) for data in data_of(network)]
     wanted += [
         (network, data, holdouts(rule)[0], "1x", rule)
         for network, data in _SLICES.items()

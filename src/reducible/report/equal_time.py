@@ -12,7 +12,7 @@ from typing import Any, final
 from reducible.report.statistics import paired_bootstrap
 from reducible.report.studies import newest_results
 
-BUDGETS: Mapping[str, float] = {"0.5x": 0.5, "1x": 1.0, "2x": 2.0}
+BUDGETS = ("0.5x", "0.75x", "1x", "2x")
 SHARED = 10  # runs that one set of irreducible losses serves, in the second reckoning
 
 
@@ -320,7 +320,7 @@ def seeds_of(found: Sequence[Outcome], budget: str = "1x") -> int:
     return min(len(o.accuracy[budget]) for o in found if budget in o.accuracy)
 
 
-def seeds_note(found: Sequence[Outcome], budgets: Sequence[str] = tuple(BUDGETS)) -> str:
+def seeds_note(found: Sequence[Outcome], budgets: Sequence[str] = BUDGETS) -> str:
     """How many seeds stand behind a table of ``budgets``, and what was run with more."""
     least = seeds_of(found)
     parts = [f"{least} seeds"]
