@@ -159,7 +159,8 @@ def test_the_group_holdout_is_all_of_the_holdout_in_order(tmp_path: Path) -> Non
 @pytest.mark.parametrize("selector", ["uniform", "rho"])
 def test_candidates_come_by_the_plan(plan: str, selector: str, tmp_path: Path) -> None:
     # a few passes over the plan's examples
-    recipe = _recipe(selector, plan=plan, label_noise=0.3, steps=20, **LEARNT)
+    decided = {"plan": plan, "plan_multiple": 2.0, "plan_exponent": 0.5}
+    recipe = _recipe(selector, **decided, label_noise=0.3, steps=20, **LEARNT)
     _run(recipe, tmp_path / "run")
     saved = rd.Plan.load(tmp_path / "run" / "plan.safetensors")
     assert saved.report["multiple"] == (2.0 if "filter" in plan else 0.0)

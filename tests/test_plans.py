@@ -25,6 +25,8 @@ from reducible.plans import (
     systematic_counts,
     wrong_probability,
 )
+from reducible.recipe import Recipe
+from reducible.recipes.equal_time import setting
 from reducible.stores import fingerprint
 
 # p(y | x) of six examples of two classes whose floors are 0.1 and 0.01
@@ -38,7 +40,7 @@ def _store(p: Tensor = P, **options: Any) -> rd.IrreducibleLossStore:
 
 
 def _plan(p: Tensor = P, labels: Tensor = LABELS, **options: Any) -> rd.Plan:
-    options = {"noise_floor": FLOOR} | options
+    options = {"noise_floor": FLOOR, "multiple": 2.0, "exponent": 0.5} | options
     return rd.Plan.from_irreducible_loss(_store(p), torch.arange(len(p)), labels, **options)
 
 
@@ -88,18 +90,30 @@ def test_a_plan_by_hand() -> None:
 def test_order_of_ids_does_not_matter() -> None:
     mixed = torch.tensor([4, 0, 5, 2, 1, 3])
     store = _store(fingerprint=fingerprint(torch.arange(6), LABELS))
-    plan = rd.Plan.from_irreducible_loss(store, mixed, LABELS[mixed], noise_floor=FLOOR)
-    assert torch.equal(plan.ids, _plan().ids)
-    assert torch.equal(plan.weight, _plan().weight)
+    same = {"noise_floor": FLOOR, "multiple": 2.0}
+    plan = rd.Plan.from_irreducible_loss(store, mixed, LABELS[mixed], **same)
+    ordered = _plan(exponent=0.25)
+    assert torch.equal(plan.ids, ordered.ids)
+    assert torch.equal(plan.weight, ordered.weight)
 
 
 def test_the_floor_is_in_the_header_of_fitted_stores() -> None:
     store = _store(header={"noise_floor": FLOOR.tolist(), "method": "holdout", "seconds": 2.5})
-    plan = rd.Plan.from_irreducible_loss(store, torch.arange(6), LABELS)
+    plan = rd.Plan.from_irreducible_loss(store, torch.arange(6), LABELS, multiple=2.0)
     assert torch.equal(plan.ids, _plan().ids)
     assert plan.report["store"] == {"method": "holdout", "model": None, "seconds": 2.5}
     other = rd.Plan.from_irreducible_loss(store, torch.arange(6), LABELS, noise_floor=FLOOR * 0)
     assert len(other.ids) == 6  # what is given counts
+
+
+def test_defaults_are_those_of_the_plan_that_the_study_recommends() -> None:
+    report = rd.Plan.from_irreducible_loss(
+        _store(), torch.arange(6), LABELS, noise_floor=FLOOR
+    ).report
+    recipes = (setting("mlp", "clean", "noisy", "plan-full"), Recipe(name="a", selector="uniform"))
+    for recipe in recipes:
+        assert report["multiple"] == recipe.plan_multiple
+        assert report["exponent"] == recipe.plan_exponent
 
 
 def test_the_report_says_what_was_decided() -> None:

@@ -118,18 +118,22 @@ class Plan:
         labels: Tensor,
         *,
         noise_floor: Tensor | None = None,
-        multiple: float = 2.0,
-        exponent: float = 0.5,
+        multiple: float = 1.0,
+        exponent: float = 0.25,
         offset: float = 0.02,
     ) -> Plan:
         """A filter at the noise floor, then fixed weights for what is kept.
+
+        As it stands, a mild filter, to train with ``noise_floor_loss`` on what it keeps: the plan
+        that did best on the validation data of the equal-time study.
 
         Args:
             store: with one loss per example, from a holdout or cross-fitted.
             ids: [N] int64 of the train set.
             labels: [N] int64 of the same examples.
             noise_floor: [C] m_k; from the store's header where None.
-            multiple: of the noise floor under which a label is taken for wrong; 0 keeps all.
+            multiple: of the noise floor under which a label is taken for wrong; 0 keeps all, and 2
+                drops most wrong labels and many hard ones. Of two classes, take less than 1.
             exponent: of the sampling weights, ≥ 0; 0 weighs all alike. Validation data decides.
             offset: of the sampling weights, > 0.
 

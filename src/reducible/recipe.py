@@ -112,8 +112,8 @@ class Recipe:
         "cross-entropy"
     )
     plan: Literal["none", "filter", "weights", "filter+weights"] = "none"
-    plan_multiple: float = 2.0
-    plan_exponent: float = 0.5
+    plan_multiple: float = 1.0
+    plan_exponent: float = 0.25
     scorer: str = ""
     distil: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"

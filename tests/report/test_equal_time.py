@@ -197,7 +197,7 @@ def test_a_network_of_one_kind_of_data_is_shown(tmp_path: Path) -> None:
     assert outcomes(tmp_path, "resnet", "clean", "noisy", known) == []
     assert overview({"flip-40": found}).split("\n")[2:] == [
         "| uniform | 80.0 % |",
-        "| plan: filter | **+10.0 (+10.0 to +10.0)**, time ≤ 1.00 |",
+        "| strict plan | **+10.0 (+10.0 to +10.0)**, time ≤ 1.00 |",
     ]
     plot_overview({"ResNet": {"flip-40": found}}, tmp_path / "one.png")
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")

@@ -26,6 +26,8 @@ _IMAGES = Recipe(
     irreducible_batch=128,
     irreducible_rate=2e-3,
     irreducible_smoothing=0.02,
+    plan_multiple=2.0,
+    plan_exponent=0.5,
 )
 
 _SENTENCES = replace(
@@ -95,6 +97,7 @@ RULES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "label-smoothing": {"loss": "label-smoothing"},
         "generalised": {"loss": "generalised"},
         "rs2": {"selector": "rs2"},
+        "rs2-all": {"selector": "rs2", **_ALL},
         "rs2-128": _SHUFFLED_128,
         "rs2-all-128": {**_SHUFFLED_128, **_ALL},
         "train-loss": {"selector": "train_loss"},
@@ -138,7 +141,7 @@ _NO_HOLDOUT = frozenset(
 _FIVE_WITH_CLEAN_HOLDOUT = frozenset(
     {"holdout-only", "uniform-all", "rho", "plan-filter", "plan-floor"}
 )
-_HALF_WITH_CNN = frozenset({"uniform", "plan-floor", "plan-floor-all", "plan-full"})
+_HALF_WITH_CNN = frozenset({"uniform", "rs2-all", "plan-floor", "plan-floor-all", "plan-full"})
 _FOUR = frozenset({"uniform", "rho", "plan-filter", "plan-online"})
 EVALUATIONS = 2
 """In a run: with a decayed rate its end alone counts."""
