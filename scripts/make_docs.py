@@ -29,7 +29,7 @@ DEMO = {
 IN_README = (
     "rs2",
     "rs2-128",
-    "uniform-all",
+    "rs2-all",
     "rs2-all-128",
     "holdout-only",
     "label-smoothing",
@@ -42,57 +42,55 @@ IN_README = (
     "plan-floor-all-128",
     "plan-online",
 )
-WITH_CLEAN_HOLDOUT = (
-    "uniform-all",
-    "rs2-all-128",
-    "holdout-only",
-    "rho",
-    "plan-filter",
-    "plan-floor",
-    "plan-floor-all-128",
-)
 PICTURED = {"mlp": "MLP", "cnn": "CNN"}
 HOLDOUTS = {"noisy": "holdout with the noise of D", "clean": "clean holdout"}
+TIMES = {"1x": "the plateau's time", "2x": "twice that time"}
 
 
 def equal_time() -> None:
-    """The study's tables, its overview in the README, and the picture."""
-    known, parts = measured(), list[str]()
-    overviews, likes = dict[tuple[str, str], str](), list[str]()
-    pictured: dict[str, dict[str, list[Outcome]]] = {}
-    for network, model in NETWORKS.items():
-        if network not in known:
-            continue
-        for holdout, title in HOLDOUTS.items():
-            found = {
-                data: outcomes(ROOT / "results", network, data, holdout, known)
-                for data in data_of(network)
-            }
-            found = {d: rows for d, rows in found.items() if _complete(rows)}
-            if not any(rule.rule.startswith("plan") for rows in found.values() for rule in rows):
-                continue
-            parts.append(f"## {model}, {title}: all at a glance\n\n{overview(found)}")
-            for data, rows in found.items():
-                parts.append(f"## {model}, {data}, {title}\n\n{table(rows)}")
-                parts.append(seeds_note(rows))
-            alike = like_with_like(found)
-            parts += filter(None, [gate_note(found), alike])
-            if network not in PICTURED:
-                continue
-            shown = IN_README if holdout == "noisy" else WITH_CLEAN_HOLDOUT
-            seeds = {seeds_note(rows, ["1x"]) for rows in found.values()}
-            note = f"Fashion-MNIST, {model}, {title}. {' '.join(sorted(seeds))}"
-            overviews[network, holdout] = f"{overview(found, rules=shown)}\n\n{note}"
-            if holdout == "noisy":
-                likes.append(f"{model}:\n\n{alike}")
-                pictured[PICTURED[network]] = found
+    """The study's tables, its overviews elsewhere, and the picture."""
+    found = {
+        (network, holdout): rows
+        for network in measured()
+        for holdout in HOLDOUTS
+        if (rows := _found(network, holdout))
+    }
+    page = "\n\n".join(_tables(*where, rows) for where, rows in found.items())
+    replace_block(ROOT / "docs" / "equal-time.md", "equal-time", page)
+    noisy = {network: found[network, "noisy"] for network in PICTURED}
+    for network, rows in noisy.items():
+        seeds = {seeds_note(each, ["1x"]) for each in rows.values()}
+        said = f"Fashion-MNIST, {NETWORKS[network]}, {HOLDOUTS['noisy']}. {' '.join(sorted(seeds))}"
+        short = f"{overview(rows, rules=IN_README)}\n\n{said}"
+        replace_block(ROOT / "README.md", f"equal-time-{network}", short)
+    alike = [
+        f"{PICTURED[network]}, in {time}:\n\n{compared}"
+        for network, rows in noisy.items()
+        for budget, time in TIMES.items()
+        if (compared := like_with_like(rows, budget=budget))
+    ]
+    replace_block(ROOT / "docs" / "when.md", "like-with-like", "\n\n".join(alike))
+    pictured = {PICTURED[network]: rows for network, rows in noisy.items()}
     plot_overview(pictured, ROOT / "docs" / "equal-time.png", rules=IN_README)
-    replace_block(ROOT / "README.md", "equal-time", overviews["mlp", "noisy"])
-    others = [("cnn", "noisy"), ("mlp", "clean"), ("cnn", "clean")]
-    more = "\n\n".join([*likes, *(overviews[which] for which in others)])
-    replace_block(ROOT / "README.md", "equal-time-more", more)
-    if parts:
-        replace_block(ROOT / "docs" / "equal-time.md", "equal-time", "\n\n".join(parts))
+
+
+def _found(network: str, holdout: str) -> dict[str, list[Outcome]]:
+    """By kind of data, where uniform was run; nothing where no plan was."""
+    known = measured()
+    found = {d: outcomes(ROOT / "results", network, d, holdout, known) for d in data_of(network)}
+    found = {data: rows for data, rows in found.items() if _complete(rows)}
+    rules = {outcome.rule for rows in found.values() for outcome in rows}
+    return found if any(rule.startswith("plan") for rule in rules) else {}
+
+
+def _tables(network: str, holdout: str, found: dict[str, list[Outcome]]) -> str:
+    """All that was found for one network and one kind of holdout."""
+    title = f"{NETWORKS[network]}, {{}}{HOLDOUTS[holdout]}"
+    parts = [f"## {title.format('')}: all at a glance", overview(found)]
+    for data, rows in found.items():
+        parts += [f"## {title.format(f'{data}, ')}", table(rows), seeds_note(rows)]
+    parts += [gate_note(found), like_with_like(found)]
+    return "\n\n".join(filter(None, parts))
 
 
 def _complete(rows: list[Outcome]) -> bool:
