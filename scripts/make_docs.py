@@ -7,8 +7,10 @@ from reducible.recipes.equal_time import DATA, NETWORKS, data_of, measured
 from reducible.recipes.online import ONLINE, VARIANTS
 from reducible.recipes.scoring import STUDIES
 from reducible.report.equal_time import (
+    BUDGETS,
     Outcome,
     gate_note,
+    like_over_budgets,
     like_with_like,
     outcomes,
     overview,
@@ -44,7 +46,6 @@ IN_README = (
 )
 PICTURED = {"mlp": "MLP", "cnn": "CNN"}
 HOLDOUTS = {"noisy": "holdout with the noise of D", "clean": "clean holdout"}
-TIMES = {"1x": "the plateau's time", "2x": "twice that time"}
 
 
 def equal_time() -> None:
@@ -63,14 +64,9 @@ def equal_time() -> None:
         said = f"Fashion-MNIST, {NETWORKS[network]}, {HOLDOUTS['noisy']}. {' '.join(sorted(seeds))}"
         short = f"{overview(rows, rules=IN_README)}\n\n{said}"
         replace_block(ROOT / "README.md", f"equal-time-{network}", short)
-    alike = [
-        f"{PICTURED[network]}, in {time}:\n\n{compared}"
-        for network, rows in noisy.items()
-        for budget, time in TIMES.items()
-        if (compared := like_with_like(rows, budget=budget))
-    ]
-    replace_block(ROOT / "docs" / "when.md", "like-with-like", "\n\n".join(alike))
     pictured = {PICTURED[network]: rows for network, rows in noisy.items()}
+    alike = [like_over_budgets(pictured, rule) for rule in ("plan-full", "plan-floor-all-128")]
+    replace_block(ROOT / "docs" / "when.md", "like-with-like", "\n\n".join(alike))
     plot_overview(pictured, ROOT / "docs" / "equal-time.png", rules=IN_README)
 
 
@@ -89,7 +85,7 @@ def _tables(network: str, holdout: str, found: dict[str, list[Outcome]]) -> str:
     parts = [f"## {title.format('')}: all at a glance", overview(found)]
     for data, rows in found.items():
         parts += [f"## {title.format(f'{data}, ')}", table(rows), seeds_note(rows)]
-    parts += [gate_note(found), like_with_like(found)]
+    parts += [gate_note(found), *(like_with_like(found, budget=budget) for budget in BUDGETS)]
     return "\n\n".join(filter(None, parts))
 
 

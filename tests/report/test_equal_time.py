@@ -15,6 +15,7 @@ from reducible.report.equal_time import (
     SHOWN,
     Outcome,
     gate_note,
+    like_over_budgets,
     like_with_like,
     outcomes,
     overview,
@@ -177,6 +178,11 @@ def test_plans_are_held_against_plain_training_alike(tmp_path: Path, found: list
     again = outcomes(tmp_path, "mlp", "flip-10", "noisy", known, seeds=3)
     (row,) = like_with_like({"flip-10": again}).split("\n")[2:]
     assert row.split("|")[2].strip() == "*-1.0 (-1.0 to -1.0)*"  # though both are above uniform
+    by_budget = like_over_budgets({"MLP": {"flip-10": again}}, "plan-floor").split("\n")
+    assert "plan, batches of 32 from D, over plain training alike" in by_budget[0]
+    assert by_budget[2:] == ["| MLP, 1x | *-1.0 (-1.0 to -1.0)* |"]
+    assert like_over_budgets({"MLP": {"flip-10": again}}, "plan-full") == ""
+    assert like_with_like({"flip-10": again}, budget="2x") == ""
 
 
 def test_a_rule_that_reaches_it_in_its_shortest_run_is_marked(found: list[Outcome]) -> None:

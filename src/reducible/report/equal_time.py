@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -301,20 +301,46 @@ def like_with_like(by_data: Mapping[str, Sequence[Outcome]], *, budget: str = "1
 
     A cell says the accuracy over that of its counterpart in the same time, as in ``overview``.
     """
-    lines = [
-        "| plan with noise-floor loss, over plain training alike | " + " | ".join(by_data) + " |",
-        "|" + "---|" * (len(by_data) + 1),
-    ]
-    for rule, (plain, title) in LIKE_WITH_LIKE.items():
-        cells: list[str] = []
-        for found in by_data.values():
-            pair = [o for o in found if o.rule in (rule, plain) and budget in o.accuracy]
-            if len(pair) == 2:
-                mine, other = sorted(pair, key=lambda o: o.rule == plain)
-                cells.append(_marked(*compare(mine, other, budget)))
-        if len(cells) == len(by_data):
-            lines.append("| " + " | ".join([title, *cells]) + " |")
-    return "\n".join(lines) if len(lines) > 2 else ""
+    rows = {
+        title: cells
+        for rule, (_, title) in LIKE_WITH_LIKE.items()
+        if (cells := _over_its_like(by_data, rule, budget))
+    }
+    return _alike(f"plan with noise-floor loss, over plain training alike, {budget}", rows, by_data)
+
+
+def like_over_budgets(by_network: Mapping[str, Mapping[str, Sequence[Outcome]]], rule: str) -> str:
+    """Markdown: a row per network and budget, ``rule`` of LIKE_WITH_LIKE alone; or nothing."""
+    rows = {
+        f"{network}, {budget}": cells
+        for network, by_data in by_network.items()
+        for budget in BUDGETS
+        if (cells := _over_its_like(by_data, rule, budget))
+    }
+    title = f"plan, {LIKE_WITH_LIKE[rule][1]}, over plain training alike"
+    return _alike(title, rows, next(iter(by_network.values())))
+
+
+def _over_its_like(
+    by_data: Mapping[str, Sequence[Outcome]], rule: str, budget: str
+) -> list[str] | None:
+    """A cell per kind of data; None where it lacks one."""
+    plain, _ = LIKE_WITH_LIKE[rule]
+    cells: list[str] = []
+    for found in by_data.values():
+        here = {o.rule: o for o in found if budget in o.accuracy}
+        if rule not in here or plain not in here:
+            return None
+        cells.append(_marked(*compare(here[rule], here[plain], budget)))
+    return cells
+
+
+def _alike(title: str, rows: Mapping[str, Sequence[str]], kinds: Iterable[str]) -> str:
+    if not rows:
+        return ""
+    lines = [[title, *kinds], *([name, *cells] for name, cells in rows.items())]
+    head, *rest = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([head, "|" + "---|" * len(lines[0]), *rest])
 
 
 def seeds_of(found: Sequence[Outcome], budget: str = "1x") -> int:
