@@ -187,6 +187,8 @@ class Plan:
         """[C] float32 for ``noise_floor_loss``: m_k by the share of the noise that is left.
 
         That is, times the estimated share of wrong labels among the draws over that in all data.
+        The noise is that of the labels which the irreducible-loss model was fitted on: one from a
+        clean holdout knows nothing of the noise of the train set, and the loss is nearly the plain.
 
         Raises:
             DataError: they add up to 1 or more, so the model that they come from knows nothing.
