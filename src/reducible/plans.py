@@ -188,7 +188,7 @@ class Plan:
 
         That is, times the estimated share of wrong labels among the draws over that in all data.
         The noise is that of the labels which the irreducible-loss model was fitted on: one from a
-        clean holdout knows nothing of the noise of the train set, and the loss is nearly the plain.
+        clean holdout knows nothing of the noise of the train set, and its loss is about the plain.
 
         Raises:
             DataError: they add up to 1 or more, so the model that they come from knows nothing.
