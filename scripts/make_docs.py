@@ -9,6 +9,7 @@ from reducible.recipes.scoring import STUDIES
 from reducible.report.equal_time import (
     BUDGETS,
     Outcome,
+    between_note,
     gate_note,
     like_over_budgets,
     like_with_like,
@@ -84,7 +85,12 @@ def _tables(network: str, holdout: str, found: dict[str, list[Outcome]]) -> str:
     title = f"{NETWORKS[network]}, {{}}{HOLDOUTS[holdout]}"
     parts = [f"## {title.format('')}: all at a glance", overview(found)]
     for data, rows in found.items():
-        parts += [f"## {title.format(f'{data}, ')}", table(rows), seeds_note(rows)]
+        parts += [
+            f"## {title.format(f'{data}, ')}",
+            table(rows),
+            between_note(rows),
+            seeds_note(rows),
+        ]
     parts += [gate_note(found), *(like_with_like(found, budget=budget) for budget in BUDGETS)]
     return "\n\n".join(filter(None, parts))
 

@@ -14,6 +14,7 @@ from reducible.report.curves import MUTED
 from reducible.report.equal_time import (
     SHOWN,
     Outcome,
+    between_note,
     gate_note,
     like_over_budgets,
     like_with_like,
@@ -183,6 +184,15 @@ def test_plans_are_held_against_plain_training_alike(tmp_path: Path, found: list
     assert by_budget[2:] == ["| MLP, 1x | *-1.0 (-1.0 to -1.0)* |"]
     assert like_over_budgets({"MLP": {"flip-10": again}}, "plan-full") == ""
     assert like_with_like({"flip-10": again}, budget="2x") == ""
+
+
+def test_a_run_between_budgets_is_held_against_uniforms_end(found: list[Outcome]) -> None:
+    assert between_note(found) == ""
+    found[1].accuracy["0.75x"] = {0: 0.79, 1: 0.81, 2: 0.80}
+    said = "Between budgets, at 0.75x plan-filter ended -1.00 (-1.00 to -1.00) over"
+    assert between_note(found) == f"{said} uniform's end at 1x."
+    found[1].time["0.75x"] = 0.75
+    assert all(0.75 < time < 1.0 for time in times_to_uniform(found[1], found[0]))
 
 
 def test_a_rule_that_reaches_it_in_its_shortest_run_is_marked(found: list[Outcome]) -> None:

@@ -183,7 +183,10 @@ def _difference(mine: Outcome, uniform: Outcome, budget: str) -> str:
         return "–"
     if mine is uniform:
         return f"{100 * statistics.median(mine.accuracy[budget].values()):.1f} %"
-    mean, low, high = compare(mine, uniform, budget)
+    return _points(*compare(mine, uniform, budget))
+
+
+def _points(mean: float, low: float, high: float) -> str:
     return f"{100 * mean:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
 
 
@@ -280,10 +283,12 @@ def _marked(mean: float, low: float, high: float) -> str:
 
 def compare(mine: Outcome, uniform: Outcome, budget: str) -> tuple[float, float, float]:
     """Mean difference of accuracy over common seeds, and its 95 % interval."""
-    seeds = sorted(set(mine.accuracy[budget]) & set(uniform.accuracy[budget]))
-    return paired_bootstrap(
-        [mine.accuracy[budget][s] for s in seeds], [uniform.accuracy[budget][s] for s in seeds]
-    )
+    return _compared(mine.accuracy[budget], uniform.accuracy[budget])
+
+
+def _compared(mine: Mapping[int, float], other: Mapping[int, float]) -> tuple[float, float, float]:
+    seeds = sorted(set(mine) & set(other))
+    return paired_bootstrap([mine[s] for s in seeds], [other[s] for s in seeds])
 
 
 LIKE_WITH_LIKE: Mapping[str, tuple[str, str]] = {
@@ -319,6 +324,19 @@ def like_over_budgets(by_network: Mapping[str, Mapping[str, Sequence[Outcome]]],
     }
     title = f"plan, {LIKE_WITH_LIKE[rule][1]}, over plain training alike"
     return _alike(title, rows, next(iter(by_network.values())))
+
+
+def between_note(found: Sequence[Outcome]) -> str:
+    """Where rules ended, over uniform's end at budget 1, at budgets uniform was not run at."""
+    uniform = next(outcome for outcome in found if outcome.rule == "uniform")
+    ends = {
+        (mine.rule, budget): _points(*_compared(mine.accuracy[budget], uniform.accuracy["1x"]))
+        for mine in found
+        for budget in BUDGETS
+        if budget in mine.accuracy and budget not in uniform.accuracy
+    }
+    said = [f"at {budget} {rule} ended {end} over" for (rule, budget), end in ends.items()]
+    return f"Between budgets, {' and '.join(said)} uniform's end at 1x." if ends else ""
 
 
 def _over_its_like(
