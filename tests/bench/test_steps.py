@@ -117,8 +117,10 @@ def test_they_take_turns(
     monkeypatch.setattr(steps, ours, walk("ours"))
     monkeypatch.setattr(steps, by_hand, walk("hand"))
     row = getattr(steps, measured)("mlp-64", rounds=3, steps=2)
-    assert turns[:10] == ["ours"] * 5 + ["hand"] * 5  # warm-up
-    assert turns[10:] == ["ours", "hand", "hand", "ours"] * 3
+    pairs = ["ours", "hand", "hand", "ours"]
+    ours_first = ["ours"] * 5 + ["hand"] * 5 + pairs  # after a warm-up of both
+    hand_first = ["hand"] * 5 + ["ours"] * 5 + pairs
+    assert turns == ours_first + hand_first + ours_first
     assert set(row) == KEYS
     assert (row["unit"], row["runs"]) == ("ratio", 3)
     assert "mlp-64" in row["what"]
@@ -126,15 +128,21 @@ def test_they_take_turns(
 
 def test_ours_is_over_that_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock on which every step of ours takes three seconds, every other two."""
-    now = [0.0]
+    now, open_now, made = [0.0], [0], [0]
 
-    def walk(seconds: float) -> Iterator[None]:
-        while True:
-            now[0] += seconds
-            yield
+    def walk(seconds: float) -> steps.Steps:
+        made[0] += 1
+        open_now[0] += 1
+        try:
+            while True:
+                now[0] += seconds
+                yield
+        finally:
+            open_now[0] -= 1
 
     monkeypatch.setattr(steps.time, "perf_counter", lambda: now[0])
-    assert steps._in_turn(walk(3.0), walk(2.0), 4, 2) == [1.5] * 4
+    assert steps._in_turn(lambda: walk(3.0), lambda: walk(2.0), 4, 2) == [1.5] * 4
+    assert (made, open_now) == ([8], [0])  # both anew for every round, and none left behind
 
 
 def test_flatness_over_many_steps() -> None:
