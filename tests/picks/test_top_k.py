@@ -50,6 +50,33 @@ def test_equal_scores_favour_no_position() -> None:
     assert bool(((counts - draws * share).abs() < 5 * error).all()), counts
 
 
+def _draws(scores: torch.Tensor, k: int) -> bool:
+    generator = _generator(3)
+    before = generator.get_state()
+    top_k(scores, k, generator=generator)
+    return not torch.equal(generator.get_state(), before)
+
+
+def test_it_draws_only_where_a_chosen_score_is_tied() -> None:
+    distinct = torch.tensor([4.0, 1.0, 3.0, 2.0])
+    assert not _draws(distinct, 2)
+    assert not _draws(distinct, 4)
+    assert not _draws(torch.tensor([4.0, 1.0, 3.0, 1.0]), 2)  # the rest may be tied
+    assert _draws(torch.tensor([4.0, 3.0, 3.0, 1.0]), 2)  # across the edge
+    assert _draws(torch.tensor([3.0, 3.0, 2.0, 1.0]), 3)  # among the chosen
+
+
+@pytest.mark.parametrize("size", [1024, 1025, 5000])
+def test_the_choice_among_many_is_that_among_few(size: int) -> None:
+    scores = torch.randperm(size, generator=_generator()) / size
+    chosen = top_k(scores, 5, generator=_generator())
+    assert chosen.index.tolist() == scores.argsort(descending=True)[:5].tolist()
+    tied = top_k(torch.zeros(size), 5, generator=_generator()).index.tolist()
+    assert tied != top_k(torch.zeros(size), 5, generator=_generator(1)).index.tolist()
+    with pytest.raises(SelectionError, match=f"1 of {size} candidates"):
+        top_k(scores.index_fill(0, torch.tensor([7]), math.nan), 5, generator=_generator())
+
+
 def test_same_generator_state_same_choice() -> None:
     scores = torch.zeros(50)
     first = top_k(scores, 10, generator=_generator(7)).index

@@ -1,5 +1,7 @@
 """What every pick asks of its scores before it chooses."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,8 @@ CURE = (
     "A diverged model (learning rate too high?) or an incomplete store gives such scores; "
     "no candidate is chosen from them."
 )
+
+_FEW = 1024  # scores that are sooner read as numbers than looked at by operations of torch
 
 
 def check_k(k: int, candidates: int) -> None:
@@ -20,14 +24,21 @@ def check_k(k: int, candidates: int) -> None:
         )
 
 
-def check_scores(scores: Tensor, k: int, ids: Tensor | None) -> None:
-    """Raise SelectionError unless ``scores`` is [B], finite, and 1 ≤ k ≤ B."""
+def check_scores(scores: Tensor, k: int, ids: Tensor | None) -> list[float]:
+    """Raise SelectionError unless ``scores`` is [B], finite, and 1 ≤ k ≤ B.
+
+    Returns:
+        The scores as numbers where there are few, which is the cheapest look at them; else nothing.
+    """
     if scores.dim() != 1:
         raise SelectionError(
             f"scores must be one number per candidate, [B]; got shape {tuple(scores.shape)}. "
             "A loss that is already reduced? Compute it with reduction='none'."
         )
-    check_k(k, scores.numel())
-    if ids is None:
-        ids = torch.arange(scores.numel(), device=scores.device)
-    require_finite(scores, ids, "the score", CURE)
+    size = scores.numel()
+    check_k(k, size)
+    numbers: list[float] = scores.tolist() if size <= _FEW else []
+    if not (numbers and math.isfinite(sum(numbers))):
+        ids = torch.arange(size, device=scores.device) if ids is None else ids
+        require_finite(scores, ids, "the score", CURE)
+    return numbers
