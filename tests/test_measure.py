@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import reducible as rd
+from reducible.measure import Asked, Meter
 from reducible.models import MODELS, mlp
 from reducible.types import EVIDENCE_FIELDS
 
@@ -359,6 +360,50 @@ def test_streams_come_back_where_the_model_fails(global_streams: Callable[[], An
     with pytest.raises(RuntimeError, match="no"):
         _loss_of(model, _candidates())
     assert global_streams() == streams
+
+
+class FailsOnce(nn.Module):
+    """A network with dropout and normalisation whose first pass fails half-way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_parameter("nothing", None)
+        self.register_module("none", None)
+        self.net = nn.Sequential(
+            nn.Flatten(), nn.Dropout(0.5), nn.Linear(256, 10), nn.BatchNorm1d(10)
+        )
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        logits = self.net(x)
+        if self.passes == 1:
+            raise RuntimeError("no")
+        return logits
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_meter_goes_on_after_a_pass_that_failed(
+    mode: Any, global_streams: Callable[[], Any]
+) -> None:
+    model = FailsOnce()
+    meter = Meter(model, rd.Scoring(batchnorm=mode))
+    streams, asked = global_streams(), Asked(_needs("loss"), {})
+    with pytest.raises(RuntimeError, match="no"):
+        meter.measure(_candidates(), asked)
+    losses: list[Tensor] = []
+    for _ in range(2):
+        before = _state(model)
+        losses.append(meter.measure(_candidates(), asked).require("loss"))
+        if mode == "reference":  # running statistics move, and nothing else
+            before["tensors"] = _state(model)["tensors"]
+        _assert_same(model, before)
+        assert all(module.training for module in model.modules())
+        assert global_streams() == streams
+    once = rd.measure(model, _candidates(), _needs("loss"), rd.Scoring(batchnorm=mode))
+    if mode != "reference":  # whose dropout draws
+        assert torch.equal(losses[0], losses[1])
+        assert torch.equal(losses[0], once.require("loss"))
 
 
 # -- features and dropout passes ------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from reducible.structure import gather, map_batch, to_device
+from reducible.structure import beside, gather, map_batch, to_device
 from reducible.types import DataError
 
 
@@ -75,6 +75,13 @@ def test_inference_tensors_are_gathered_into_normal_ones() -> None:
         x = torch.arange(4.0)
     assert x.is_inference()
     assert not gather(x, torch.tensor([0]), 4).is_inference()
+
+
+def test_beside_leaves_what_is_there_and_moves_the_rest() -> None:
+    here, meta = torch.arange(3), torch.zeros(2, device="meta")
+    assert beside(here, torch.zeros(2)) is here
+    assert beside(here, meta).device == meta.device
+    assert beside(meta, meta) is meta
 
 
 def test_to_device_does_not_copy_what_is_there() -> None:

@@ -148,8 +148,8 @@ class Gating:
         Twice, for the first time is spent on caches.
         """
         few = _first(candidates, rows)
-        now = {"epoch": epoch, "step": step, "seed": stream_seed(self._seed, step)}
-        look = self._measuring.look(self._selector, few, **now)
+        seed = stream_seed(self._seed, step)
+        look = self._measuring.look(self._selector, few, epoch=epoch, step=step, seed=seed)
         seconds = 0.0
         for _ in range(2):
             began = self._ledger.now()
@@ -187,9 +187,9 @@ class Gating:
         trials: list[Trial] = []
         for m in self._settings(size, k):
             part = candidates if m == size else _first(candidates, m)
-            now = {"epoch": epoch, "step": step, "seed": stream_seed(self._seed, step)}
+            seed = stream_seed(self._seed, step)
             began = self._ledger.now()
-            look = self._measuring.look(self._selector, part, **now)
+            look = self._measuring.look(self._selector, part, epoch=epoch, step=step, seed=seed)
             choice = self._selector.choose(look, k, generator=generator)
             chose = self._ledger.now() - began
             rows, weight = choice.positions, choice.selection.weight

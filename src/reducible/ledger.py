@@ -45,8 +45,8 @@ class Ledger:
 
     def __init__(self, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
-        self._stack: list[Phase] = []
-        self._mark = 0.0
+        self._stack: list[Phase] = []  # phases begun, the one that runs last
+        self._mark = 0.0  # seconds up to here are charged
         self._phases = {name: _Phase(self, name) for name in PHASES}
         self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self.counts = Counts()
@@ -56,22 +56,8 @@ class Ledger:
         return self._clock()
 
     def phase(self, name: Phase) -> _Phase:
-        """Charge the time of the body to ``name``."""
+        """Charge the time of the body to ``name``; may be kept, and entered again and again."""
         return self._phases[name]
-
-    def enter(self, name: Phase) -> None:
-        """Begin a phase; suspends the one that runs."""
-        now = self._clock()
-        if self._stack:
-            self.seconds[self._stack[-1]] += now - self._mark
-        self._stack.append(name)
-        self._mark = now
-
-    def leave(self) -> None:
-        """End the phase begun last."""
-        now = self._clock()
-        self.seconds[self._stack.pop()] += now - self._mark
-        self._mark = now
 
     @property
     def total(self) -> float:
@@ -102,7 +88,7 @@ class Ledger:
 
 
 class _Phase:
-    """Time charged to one phase; made once and entered again, for that happens at every step."""
+    """Time charged to one phase; made once, for it is entered at every step."""
 
     __slots__ = ("_ledger", "_name")
 
@@ -111,10 +97,18 @@ class _Phase:
         self._name: Phase = name
 
     def __enter__(self) -> None:
-        self._ledger.enter(self._name)
+        ledger = self._ledger
+        now = ledger._clock()
+        if ledger._stack:
+            ledger.seconds[ledger._stack[-1]] += now - ledger._mark
+        ledger._stack.append(self._name)
+        ledger._mark = now
 
     def __exit__(self, *_: object) -> None:
-        self._ledger.leave()
+        ledger = self._ledger
+        now = ledger._clock()
+        ledger.seconds[ledger._stack.pop()] += now - ledger._mark
+        ledger._mark = now
 
 
 def peak_memory_bytes() -> int:

@@ -216,9 +216,10 @@ class SelectingLoader:
             self._waiting = []  # of a pass that was broken off
         updates = self._scoring.updates_per_scoring
         begun = updates - len(self._waiting) if self._waiting else 0  # of the batch walked first
+        picking, training = self.ledger.phase("pick"), self.ledger.phase("train")
         for candidates, weights in self._passes.walk(self._step - begun, device):
             while True:
-                with self.ledger.phase("pick"):
+                with picking:
                     if not self._waiting:
                         self._waiting = (
                             self._choose(candidates, generator)
@@ -226,16 +227,13 @@ class SelectingLoader:
                             else self._as_drawn(candidates, weights)
                         )
                     part = self._waiting.pop(0)
-                    chosen = self._gathered(candidates, part, drawn=weights is not None)
-                    self._charge(chosen)
+                    chosen = self._handed_out(candidates, part, drawn=weights is not None)
                 if self._gating is not None:
                     self._gating.handed_out()
-                self.ledger.enter("train")  # until the next batch is asked for
-                try:
+                with training:  # until the next batch is asked for
                     yield chosen
-                finally:
-                    self.ledger.leave()
-                self._measuring.settle()
+                if self._measuring.learns:
+                    self._measuring.settle()
                 if not self._waiting:
                     break
 
@@ -253,8 +251,9 @@ class SelectingLoader:
                 return [_plain(candidates, rows, generator.device)]
             candidates = through
         generator.manual_seed(seed)
-        now = {"epoch": self.epoch, "step": self._step, "seed": seed}
-        look = self._measuring.look(self._selector, candidates, **now)
+        look = self._measuring.look(
+            self._selector, candidates, epoch=self._passes.epoch, step=self._step, seed=seed
+        )
         choice = self._selector.choose(look, k * updates, generator=generator)
         self._selector.observe(choice.evidence, choice.selection)
         selection = choice.selection
@@ -263,7 +262,9 @@ class SelectingLoader:
             ids=choice.evidence.ids.index_select(0, selection.index),
             weights=selection.weight,
             info=selection.info,
-            shadows=self._watch(candidates, choice, k * updates, generator, seed),
+            shadows=self._watch(candidates, choice, k * updates, generator, seed)
+            if self._shadows
+            else {},
         )
         return [whole] if updates == 1 else whole.split(k)
 
@@ -297,18 +298,16 @@ class SelectingLoader:
             shadows[name] = would.evidence.ids[would.selection.index]
         return shadows
 
-    def _gathered(self, candidates: Candidates, part: Part, *, drawn: bool) -> Chosen:
-        """A part of the candidates with its rows; all of them, where they were drawn as one."""
-        size = candidates.ids.numel()
-        everything = drawn and part.ids.numel() == size
-        batch = candidates.batch if everything else gather(candidates.batch, part.positions, size)
-        return Chosen(batch, part.ids, part.weights, part.info, part.shadows)
+    def _handed_out(self, candidates: Candidates, part: Part, *, drawn: bool) -> Chosen:
+        """A part of the candidates with its rows: recorded, counted, and learned by what learns.
 
-    def _charge(self, chosen: Chosen) -> None:
-        """Record and count a batch that is about to be handed out; step what learns along."""
+        The rows are all of the candidates, where they were drawn as one.
+        """
+        size, rows = candidates.ids.numel(), part.ids.numel()
+        everything = drawn and rows == size
+        batch = candidates.batch if everything else gather(candidates.batch, part.positions, size)
         if self._record is not None:
-            self._record.write(self._step, chosen.ids, chosen.info.get("score"), chosen.weights)
-        rows = chosen.ids.numel()
+            self._record.write(self._step, part.ids, part.info.get("score"), part.weights)
         counts = self.ledger.counts
         counts.updates += 1
         counts.examples_trained += rows
@@ -317,8 +316,10 @@ class SelectingLoader:
             counts.flops_train += int(rows * self.train_flops_per_example)
         elif forward is not None:
             counts.flops_train += int(rows * 3 * forward)
-        self._measuring.learn(chosen.batch, chosen.weights)
+        if self._measuring.learns:
+            self._measuring.learn(batch, part.weights)
         self._step += 1
+        return Chosen(batch, part.ids, part.weights, part.info, part.shadows)
 
     def remember(self, ids: Tensor, per_example_loss: Tensor) -> None:
         """Report the losses ([K]) of rows that are trained on, for rules that remember them."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from reducible.stores import IrreducibleLossStore
-from reducible.structure import gather, map_batch
+from reducible.structure import beside, gather, map_batch
 from reducible.tasks import Classification, Task, per_example
 from reducible.types import Candidates, DataError, Evidence, require_between, require_one_of
 
@@ -134,45 +134,103 @@ def measure(
         StoreError: an id without irreducible loss.
         DataError: a batch that the task cannot read, or a loss that is already reduced.
     """
-    scoring = scoring or Scoring()
-    task = task or Classification()
-    ids, batch = candidates
-    found: dict[str, Any] = {"context": context or {}}
-    device = ids.device
+    asked = Asked(needs, context or {}, groups, samples, seed)
+    return Meter(model, scoring, task=task, store=store).measure(candidates, asked)
 
-    with torch.inference_mode():
-        if needs & _LABELLED:
-            targets = task.targets(batch)
-            found["targets"] = targets
-            if groups is None:
-                groups = targets
-        if "groups" in needs and groups is not None:
-            found["groups"] = groups
-        if needs & _ONE_PASS:
-            wants_features = "features" in needs
-            compiled = scoring.compile and not wants_features  # layers inside cannot be watched
-            runs = _compiled(model) if compiled else model
-            with _Passes(model, scoring, seed=seed):
-                logits, features = task.forward(
-                    runs, scoring.reduced(batch), features=wants_features
+
+class Asked(NamedTuple):
+    """What is asked of candidates; see ``measure``."""
+
+    needs: frozenset[str]
+    context: Mapping[str, Tensor]
+    groups: Tensor | None = None  # [B] int64
+    samples: int = 0
+    seed: int = 0
+    live: Meter | None = None
+    """Gives the irreducible losses in the store's stead: its losses."""
+
+
+@final
+class Meter:
+    """``measure`` for one model, scoring, task and store; made once where every step measures."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        scoring: Scoring | None = None,
+        *,
+        task: Task | None = None,
+        store: IrreducibleLossStore | None = None,
+    ) -> None:
+        self._model = model
+        self._scoring = scoring or Scoring()
+        self._task = task or Classification()
+        self._store = store
+        self._pass = _Pass(model, self._scoring)
+        self._inference = torch.inference_mode()
+
+    def measure(self, candidates: Candidates, asked: Asked) -> Evidence:
+        """Evidence of the candidates; see the function ``measure``."""
+        needs, context, groups, samples, seed, live = asked
+        ids, batch = candidates
+        model, scoring, task, store = self._model, self._scoring, self._task, self._store
+        found: dict[str, Any] = {"context": context}
+        like = ids  # what the evidence is put beside
+
+        with self._inference:
+            if not needs.isdisjoint(_LABELLED):
+                found["targets"] = targets = task.targets(batch)
+                if "groups" in needs:
+                    found["groups"] = targets if groups is None else groups
+            if not needs.isdisjoint(ONE_PASS):
+                wants_features = "features" in needs
+                # Layers inside a compiled model cannot be watched.
+                runs = _compiled(model) if scoring.compile and not wants_features else model
+                with self._pass:
+                    seen = scoring.reduced(batch)
+                    logits, features = task.forward(runs, seen, features=wants_features)
+                like = logits = logits.float()  # [B, C]
+                if "logits" in needs:
+                    found["logits"] = logits
+                if features is not None:
+                    found["features"] = features.float()  # [B, D]
+                if "loss" in needs and found["targets"] is not None:
+                    loss = task.loss(logits, found["targets"])
+                    found["loss"] = per_example(loss, ids.numel())  # [B]
+            if "mc_logits" in needs and samples > 0:
+                like = found["mc_logits"] = self._dropout_passes(candidates, samples, seed)
+            if live is not None and "irreducible_loss" in needs:
+                found["irreducible_loss"] = live.measure(candidates, _LOSS_ALONE).loss
+            elif store is not None:
+                name = "group_irreducible_loss" if store.groups else "irreducible_loss"
+                if name in needs:
+                    found[name] = beside(store.lookup(ids), like)
+        return Evidence(ids=beside(ids, like), **found)
+
+    def _dropout_passes(self, candidates: Candidates, samples: int, seed: int) -> Tensor:
+        """[S, B, C] logits of S passes with dropout on, several passes batched into one."""
+        model = self._model
+        ids, batch = candidates
+        size = ids.numel()
+        batch = self._scoring.reduced(batch)
+        at_once = min(samples, max(1, _ROWS_PER_PASS // size))
+        parts: list[Tensor] = []
+        with _Pass(model, self._scoring, dropout=True, seed=seed):
+            for first in range(0, samples, at_once):
+                repeats = min(at_once, samples - first)
+                repeated = gather(batch, torch.arange(size).repeat(repeats), size)
+                logits = self._task.forward(model, repeated).logits.float()  # [s·B, C]
+                parts.append(logits.view(repeats, size, -1))
+        passes = torch.cat(parts)  # [S, B, C]
+        if samples > 1 and model not in _has_dropout:
+            if torch.equal(passes[0], passes[1]):
+                raise DataError(
+                    "two passes with dropout on gave the same logits: the model has no dropout, so "
+                    "its passes tell nothing of uncertainty. Use a network with dropout, or "
+                    "another rule."
                 )
-            logits = logits.float()  # [B, C]
-            device = logits.device
-            if "logits" in needs:
-                found["logits"] = logits
-            if wants_features and features is not None:
-                found["features"] = features.float()  # [B, D]
-            if "loss" in needs and found["targets"] is not None:
-                loss = task.loss(logits, found["targets"])
-                found["loss"] = per_example(loss, ids.numel())  # [B]
-        if "mc_logits" in needs and samples > 0:
-            found["mc_logits"] = _dropout_passes(model, candidates, scoring, task, samples, seed)
-            device = found["mc_logits"].device
-        if store is not None:
-            for name in needs & _STORED:
-                if (name == "group_irreducible_loss") == (store.groups > 0):
-                    found[name] = store.lookup(ids).to(device, non_blocking=True)
-    return Evidence(ids=ids.to(device, non_blocking=True), **found)
+            _has_dropout.add(model)
+        return passes
 
 
 def group_losses(
@@ -188,7 +246,7 @@ def group_losses(
     Returns:
         [G], [G] float64 on the CPU.
     """
-    with torch.inference_mode(), _Passes(model, Scoring(batchnorm="running")):
+    with torch.inference_mode(), _Pass(model, Scoring(batchnorm="running")):
         targets = task.targets(batch)
         if targets is None:
             raise DataError("the task has no targets, so there is no holdout loss.")
@@ -206,39 +264,9 @@ def group_losses(
 
 
 _LABELLED = frozenset({"targets", "loss", "groups"})
-_ONE_PASS = frozenset({"loss", "logits", "features"})
-_STORED = frozenset({"irreducible_loss", "group_irreducible_loss"})
-RUNS_THE_MODEL = _ONE_PASS | {"mc_logits"}
-
-
-def _dropout_passes(
-    model: nn.Module,
-    candidates: Candidates,
-    scoring: Scoring,
-    task: Task,
-    samples: int,
-    seed: int,
-) -> Tensor:
-    """[S, B, C] logits of S passes with dropout on, several passes batched into one."""
-    ids, batch = candidates
-    size = ids.numel()
-    at_once = min(samples, max(1, _ROWS_PER_PASS // size))
-    parts: list[Tensor] = []
-    with _Passes(model, scoring, dropout=True, seed=seed):
-        for first in range(0, samples, at_once):
-            repeats = min(at_once, samples - first)
-            repeated = gather(scoring.reduced(batch), torch.arange(size).repeat(repeats), size)
-            logits = task.forward(model, repeated).logits.float()  # [s·B, C]
-            parts.append(logits.view(repeats, size, -1))
-    passes = torch.cat(parts)  # [S, B, C]
-    if samples > 1 and model not in _has_dropout:
-        if torch.equal(passes[0], passes[1]):
-            raise DataError(
-                "two passes with dropout on gave the same logits: the model has no dropout, so its "
-                "passes tell nothing of uncertainty. Use a network with dropout, or another rule."
-            )
-        _has_dropout.add(model)
-    return passes
+ONE_PASS = frozenset({"loss", "logits", "features"})
+_LOSS_ALONE = Asked(frozenset({"loss"}), {})
+RUNS_THE_MODEL = ONE_PASS | {"mc_logits"}
 
 
 _has_dropout: WeakSet[nn.Module] = WeakSet()
@@ -262,28 +290,41 @@ def _compiled(model: nn.Module) -> Any:
     return kept.runs
 
 
-class _Passes:
-    """Forward passes of ``model`` in its scoring mode that leave no trace.
+class _Pass:
+    """A forward pass of ``model`` in its scoring mode that leaves no trace; may be entered again.
 
-    A class with plain loops in the place of a generator, for every step passes through it.
+    Plain loops in the place of generators and of ``modules()``, for every step passes through it.
     """
 
     def __init__(
         self, model: nn.Module, scoring: Scoring, *, dropout: bool = False, seed: int = 0
     ) -> None:
-        self._model, self._scoring = model, scoring
+        self._model = model
+        self._batchnorm, self._dtype = scoring.batchnorm, _DTYPES[scoring.precision]
         self._dropout, self._seed = dropout, seed
+        self._chance = dropout or scoring.batchnorm == "reference"
+        self._draws_from_python = _draws_from_python.get(model, True)
         self._switched: list[nn.Module] = []
         self._untracked: list[_BatchNorm] = []
 
     def __enter__(self) -> None:
-        modules, device = _modules_and_device(self._model)
-        batchnorm, dtype = self._scoring.batchnorm, _DTYPES[self._scoring.precision]
-        chance = self._dropout or batchnorm == "reference"
+        modules: list[nn.Module | None] = [self._model]
+        parameter: Tensor | None = None
+        for module in modules:
+            if module is not None:
+                modules += module._modules.values()
+                if parameter is None:
+                    for parameter in module._parameters.values():
+                        if parameter is not None:
+                            break
         # What can fail comes first, while nothing has been changed.
+        device = _CPU if parameter is None or parameter.is_cpu else parameter.device
+        dtype = self._dtype
         self._autocast = None if dtype is None else torch.autocast(device.type, dtype=dtype)
-        self._streams = _streams(self._model, device, chance)
-        self._set_mode(modules, batchnorm, chance)
+        self._accelerator = None if device is _CPU else _Accelerator(device)
+        self._others = _others() if self._chance or self._draws_from_python else None
+        self._stream = torch.default_generator.get_state()
+        self._set_modes(modules)
         if self._dropout:
             torch.manual_seed(self._seed)
         if self._autocast is not None:
@@ -296,12 +337,20 @@ class _Passes:
             norm.track_running_stats = True
         for module in self._switched:
             module.__dict__["training"] = not module.training
-        _restore(self._model, self._streams)
+        self._untracked.clear()
+        self._switched.clear()
+        torch.default_generator.set_state(self._stream)
+        if self._accelerator is not None:
+            self._accelerator.restore()
+        if self._others is not None:
+            self._draws_from_python = _draws_from_python[self._model] = _restore(self._others)
 
-    def _set_mode(self, modules: list[nn.Module], batchnorm: str, chance: bool) -> None:
+    def _set_modes(self, modules: list[nn.Module | None]) -> None:
         """Put every module, the model first, into its scoring mode; notes what to put back."""
-        trains = modules[0].training
+        trains, chance, batchnorm = self._model.training, self._chance, self._batchnorm
         for module in modules:
+            if module is None:
+                continue
             was = module.training
             mode = chance
             if trains and not was:  # frozen on purpose, and stays so
@@ -319,60 +368,38 @@ class _Passes:
                 module.__dict__["training"] = mode  # without nn.Module's search on every set
 
 
-def _modules_and_device(model: nn.Module) -> tuple[list[nn.Module], torch.device]:
-    """The model and all modules inside it, and where its first parameter lies (else the CPU).
-
-    A third of the time of ``modules()``, which names them too.
-    """
-    modules = [model]
-    first: Tensor | None = None
-    for module in modules:
-        if module._modules:
-            modules += [child for child in module._modules.values() if child is not None]
-        if first is None and module._parameters:
-            first = next((p for p in module._parameters.values() if p is not None), None)
-    return modules, _CPU if first is None else first.device
-
-
-class _Streams(NamedTuple):
-    """Global random streams as they were found."""
-
-    torch: Tensor
-    accelerator: list[tuple[torch.device, Tensor]]
-    others: tuple[Any, tuple[Any, ...]] | None
-    """NumPy's and Python's, where they are kept."""
-
-
 _draws_from_python: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Whether passes of a model move NumPy's or Python's stream, as its first one showed.
+
+Torch's stream costs a microsecond to keep and is kept always. These cost fifty times that, so they
+are kept where chance is on, or where the model draws from them.
+"""
 
 
-def _streams(model: nn.Module, device: torch.device, chance: bool) -> _Streams:
-    """The streams to give back after passes of ``model``.
+class _Accelerator:
+    """The stream of a device other than the CPU, as it was found."""
 
-    Torch's costs a microsecond and is kept always. NumPy's and Python's cost fifty times that, so
-    they are kept where chance is on, or where the model was seen to draw from them in its first
-    pass.
-    """
-    keep_all = chance or _draws_from_python.get(model, True)
-    others = (np.random.get_state(), random.getstate()) if keep_all else None  # noqa: NPY002
-    # Compared first, for reading the type of a device costs ten times that.
-    devices = [] if device == _CPU or device.type == "cpu" else [device]
-    accelerator = [(d, torch.get_device_module(d).get_rng_state(d)) for d in devices]
-    return _Streams(torch.default_generator.get_state(), accelerator, others)
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._module = device, torch.get_device_module(device)
+        self._state = self._module.get_rng_state(device)
+
+    def restore(self) -> None:
+        """Give it back."""
+        self._module.set_rng_state(self._state, self._device)
 
 
-def _restore(model: nn.Module, found: _Streams) -> None:
-    """Give the streams back; notes whether NumPy's or Python's had moved."""
-    torch.default_generator.set_state(found.torch)
-    for device, state in found.accelerator:
-        torch.get_device_module(device).set_rng_state(state, device)
-    if found.others is None:
-        return
-    numpy_state, python_state = found.others
+def _others() -> tuple[Any, tuple[Any, ...]]:
+    """NumPy's and Python's streams."""
+    return np.random.get_state(), random.getstate()  # noqa: NPY002
+
+
+def _restore(found: tuple[Any, tuple[Any, ...]]) -> bool:
+    """Give them back; whether they had moved."""
+    numpy_state, python_state = found
     here: Any = np.random.get_state()  # noqa: NPY002
     numpy_moved = here[2:] != numpy_state[2:] or not np.array_equal(here[1], numpy_state[1])
     moved = numpy_moved or random.getstate() != python_state
     if moved:
         np.random.set_state(numpy_state)  # noqa: NPY002
         random.setstate(python_state)
-    _draws_from_python[model] = moved
+    return moved

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from reducible.group_holdout import GroupHoldoutLoss
-from reducible.ledger import Ledger, Phase
-from reducible.measure import RUNS_THE_MODEL, Scoring, least_rows, measure
+from reducible.ledger import Ledger
+from reducible.measure import ONE_PASS, RUNS_THE_MODEL, Asked, Meter, Scoring, least_rows
 from reducible.scorers import CoTrained, Overheard
 from reducible.selectors import Look, Selector
 from reducible.stores import IrreducibleLossStore, LossMemory
@@ -26,18 +26,8 @@ from reducible.types import (
     Evidence,
 )
 
+_CONTEXT = frozenset(CONTEXT_KEYS)
 _EVAL = Scoring(batchnorm="running")
-
-
-class _Asked(NamedTuple):
-    """What is asked of candidates."""
-
-    needs: frozenset[str]
-    context: Mapping[str, Tensor]
-    samples: int
-    seed: int
-    live: CoTrained | None
-    """Gives the irreducible losses in the store's stead."""
 
 
 class _Lesson(NamedTuple):
@@ -82,16 +72,24 @@ class Measuring:
         total_steps: int | None = None,
     ) -> None:
         self._model, self._task, self._scoring, self._ledger = model, task, scoring, ledger
+        self._scores, self._watching = ledger.phase("score"), ledger.phase("evaluate")
         self._store, self._irreducible, self._holdout = store, irreducible, holdout
         self._learner = scorer if isinstance(scorer, CoTrained) else None
         frozen = scorer if isinstance(scorer, nn.Module) else model
         self._scores_with = frozen if self._learner is None else self._learner.model
+        self._meter = self._meter_of(scoring)
+        self._live = None if irreducible is None else Meter(irreducible.model, _EVAL, task=task)
         self._memory = memory
         self._least = least_rows(self._scores_with, scoring)
         self._groups = groups
         self._total_steps = total_steps
+        self._learners = [m for m in (self._irreducible, self._learner) if m is not None]
+        self.learns = bool(self._learners)
+        """Whether something learns along with the model: then ``learn`` and ``settle`` are due."""
         self._lesson: _Lesson | None = None
         self._flops: dict[tuple[frozenset[str], int], float] = {}  # per candidate
+        self.forward_flops: float | None = None
+        """FLOPs of one candidate's cheapest scoring pass so far; None before the first."""
 
     def check(self, selector: Selector) -> None:
         """Raise ConfigurationError where ``selector`` needs what cannot be measured here."""
@@ -125,16 +123,43 @@ class Measuring:
         if "group_holdout_loss" in needs and self._holdout is None:
             raise ConfigurationError("the selector needs group_holdout=<holdout loader>.")
 
-    @property
-    def forward_flops(self) -> float | None:
-        """FLOPs of one candidate's cheapest scoring pass so far; None before the first."""
-        return min(self._flops.values()) if self._flops else None
-
     def look(
-        self, selector: Selector, candidates: Candidates, *, epoch: int, step: int, seed: int
+        self,
+        selector: Selector,
+        candidates: Candidates,
+        *,
+        epoch: int,
+        step: int,
+        seed: int,
+        watches: bool = False,
     ) -> Look:
-        """What ``selector`` measures this candidate batch with."""
-        return self._look(selector, candidates, epoch, step, seed, phase="score")
+        """What ``selector`` measures this candidate batch with.
+
+        Charged to evaluation where it only watches, and then not counted as scored.
+        """
+        live = self._live if selector.lr_ratio is not None else None
+        charged = self._watching if watches else self._scores
+
+        def look(
+            needs: frozenset[str], rows: Tensor | None = None, *, samples: int = 0
+        ) -> Evidence:
+            if self._lesson is not None:
+                self.settle()
+            with charged:
+                here = candidates
+                if rows is not None:
+                    ids, batch = candidates
+                    here = Candidates(ids[rows.to(ids.device)], gather(batch, rows, ids.numel()))
+                context = self._context(needs, epoch, step) if needs & _CONTEXT else {}
+                groups = self._groups_of(here) if "groups" in needs else None
+                asked = Asked(needs, context, groups, samples, seed, live)
+                if watches or needs.isdisjoint(RUNS_THE_MODEL):
+                    return self._meter.measure(here, asked)
+                if self._memory is not None:
+                    return self._remembered(here, asked, self._memory, step)
+                return self._counted(here, asked)
+
+        return look
 
     def shadow_look(
         self,
@@ -146,11 +171,8 @@ class Measuring:
         step: int,
         seed: int,
     ) -> Look:
-        """The same for a selector that only watches: what was seen is given, the rest measured.
-
-        Charged to evaluation, and not counted as scored, for training does not need it.
-        """
-        look = self._look(selector, candidates, epoch, step, seed, phase="evaluate")
+        """The same for a selector that only watches: what was seen is given, the rest measured."""
+        look = self.look(selector, candidates, epoch=epoch, step=step, seed=seed, watches=True)
 
         def watch(
             needs: frozenset[str], rows: Tensor | None = None, *, samples: int = 0
@@ -169,34 +191,6 @@ class Measuring:
 
         return watch
 
-    def _look(
-        self,
-        selector: Selector,
-        candidates: Candidates,
-        epoch: int,
-        step: int,
-        seed: int,
-        *,
-        phase: Phase,
-    ) -> Look:
-        live = self._irreducible if selector.lr_ratio is not None else None
-        evidence = self._counted if phase == "score" else self._evidence
-
-        def look(
-            needs: frozenset[str], rows: Tensor | None = None, *, samples: int = 0
-        ) -> Evidence:
-            self.settle()
-            with self._ledger.phase(phase):
-                here = candidates
-                if rows is not None:
-                    ids, batch = candidates
-                    here = Candidates(ids[rows.to(ids.device)], gather(batch, rows, ids.numel()))
-                wanted = needs | {"step"} if self._memory is not None else needs
-                context = self._context(wanted, epoch, step)
-                return evidence(here, _Asked(needs, context, samples, seed, live))
-
-        return look
-
     def _context(self, needs: frozenset[str], epoch: int, step: int) -> dict[str, Tensor]:
         known = {"step": step, "epoch": epoch, "total_steps": self._total_steps}
         context = {
@@ -209,38 +203,33 @@ class Measuring:
             context["group_holdout_loss"] = value
         return context
 
-    def _counted(self, candidates: Candidates, asked: _Asked) -> Evidence:
-        """Evidence, with its forwards and FLOPs on the ledger."""
-        if not asked.needs & RUNS_THE_MODEL:
-            return self._evidence(candidates, asked)
-        if self._memory is not None:
-            return self._remembered(candidates, asked)
-        return self._counted_pass(candidates, asked)
-
-    def _counted_pass(self, candidates: Candidates, asked: _Asked) -> Evidence:
-        """Evidence of one pass over all the candidates given."""
+    def _counted(self, candidates: Candidates, asked: Asked) -> Evidence:
+        """Evidence of one pass over all the candidates given; forwards and FLOPs on the ledger."""
         size, needs, samples = candidates.ids.numel(), asked.needs, asked.samples
         kind = (needs, samples)
-        measured = self._flops.get(kind)
-        if measured is not None:
-            evidence = self._evidence(candidates, asked)
+        flops = self._flops.get(kind)
+        if flops is not None:
+            evidence = self._meter.measure(candidates, asked)
         else:
-            with FlopCounterMode(display=False) as counter:  # what is compiled cannot be counted
-                evidence = self._evidence(candidates, asked, eager=True)
-            measured = self._flops[kind] = counter.get_total_flops() / size
+            eager = self._meter_of(replace(self._scoring, compile=False))  # or none are counted
+            with FlopCounterMode(display=False) as counter:
+                evidence = eager.measure(candidates, asked)
+            flops = self._flops[kind] = counter.get_total_flops() / size
+            self.forward_flops = min(self._flops.values())
         passes = samples if "mc_logits" in needs else 0
-        passes += 1 if needs & (RUNS_THE_MODEL - {"mc_logits"}) else 0
+        passes += not needs.isdisjoint(ONE_PASS)
         counts = self._ledger.counts
         counts.forwards_scored += passes
         counts.examples_scored += size * passes
-        counts.flops_score += int(size * measured)
+        counts.flops_score += int(size * flops)
         return evidence
 
-    def _remembered(self, candidates: Candidates, asked: _Asked) -> Evidence:
+    def _remembered(
+        self, candidates: Candidates, asked: Asked, memory: LossMemory, step: int
+    ) -> Evidence:
         """Evidence whose losses come from memory where they are young enough."""
-        assert self._memory is not None
-        scoring, step, ids = self._scoring, int(asked.context["step"]), candidates.ids.cpu()
-        old = self._memory.age(ids, step) > scoring.max_age  # [B]
+        scoring, ids = self._scoring, candidates.ids.cpu()
+        old = memory.age(ids, step) > scoring.max_age  # [B]
         generator = torch.Generator().manual_seed(asked.seed)
         old |= torch.rand(ids.numel(), generator=generator) < scoring.refresh
         few = self._least - int(old.sum())
@@ -248,13 +237,12 @@ class Measuring:
             young = (~old).nonzero().squeeze(1)
             old[young[torch.randperm(young.numel(), generator=generator)[:few]]] = True
         rows = old.nonzero().squeeze(1)  # [R]
-        rest = self._evidence(candidates, asked._replace(needs=asked.needs - {"loss"}, samples=0))
+        rest = self._meter.measure(candidates, asked._replace(needs=asked.needs - {"loss"}))
         if rows.numel():
             part = Candidates(ids[rows], gather(candidates.batch, rows, ids.numel()))
-            losses = asked._replace(needs=frozenset({"loss"}), samples=0, live=None)
-            fresh = self._counted_pass(part, losses)
-            self._memory.remember(part.ids, fresh.require("loss"), step)
-        loss = self._memory.lookup(ids).to(rest.ids.device)
+            fresh = self._counted(part, Asked(frozenset({"loss"}), {}))
+            memory.remember(part.ids, fresh.require("loss"), step)
+        loss = memory.lookup(ids).to(rest.ids.device)
         return replace(rest, loss=loss, targets=self._task.targets(candidates.batch))
 
     def remember(self, ids: Tensor, loss: Tensor, step: int) -> None:
@@ -262,25 +250,8 @@ class Measuring:
         if self._memory is not None and self._scores_with is self._model:
             self._memory.remember(ids, loss, step)
 
-    def _evidence(self, candidates: Candidates, asked: _Asked, *, eager: bool = False) -> Evidence:
-        needs, context, samples, seed, live = asked
-        live = live if "irreducible_loss" in needs else None
-        evidence = measure(
-            self._scores_with,
-            candidates,
-            needs - {"irreducible_loss"} if live else needs,
-            replace(self._scoring, compile=False) if eager else self._scoring,
-            task=self._task,
-            store=self._store,
-            groups=self._groups_of(candidates) if "groups" in needs else None,
-            context=context,
-            samples=samples,
-            seed=seed,
-        )
-        if live is None:
-            return evidence
-        now = measure(live.model, candidates, frozenset({"loss"}), _EVAL, task=self._task)
-        return replace(evidence, irreducible_loss=now.loss)
+    def _meter_of(self, scoring: Scoring) -> Meter:
+        return Meter(self._scores_with, scoring, task=self._task, store=self._store)
 
     def _groups_of(self, candidates: Candidates) -> Tensor | None:
         if self._groups is None:
@@ -295,9 +266,7 @@ class Measuring:
         between.
         """
         self.settle()
-        for learner in (self._irreducible, self._learner):
-            if learner is None:
-                continue
+        for learner in self._learners:
             if learner.distil:
                 heard = Overheard(self._model, self._task, batch, len(weights))
                 self._lesson = _Lesson(batch, weights, heard)
@@ -314,7 +283,7 @@ class Measuring:
     def _step(
         self, learner: CoTrained, batch: Any, weights: Tensor, predictions: Tensor | None = None
     ) -> None:
-        with self._ledger.phase("score"):
+        with self._scores:
             learner.step(
                 self._task,
                 batch,
@@ -347,3 +316,4 @@ class Measuring:
         if self._holdout is not None:
             self._holdout.load_state_dict(state["holdout"])
         self._flops = {(frozenset(needs), s): value for needs, s, value in state["flops"]}
+        self.forward_flops = min(self._flops.values(), default=None)

@@ -129,21 +129,23 @@ class CandidatePasses:
             step: batches handed out over all passes, before the first candidate batch to come.
             device: where batches and weights are wanted; ids stay where they are.
         """
-        with self._ledger.phase("load"):
+        loading = self._ledger.phase("load")
+        with loading:
             iterator, ahead = self._open(step)
         while True:
-            with self._ledger.phase("load"):
+            with loading:
                 try:
-                    ids, batch = self._unpack(next(iterator))
+                    loaded = next(iterator)
                 except StopIteration:
                     break
+                ids, batch = loaded if isinstance(loaded, Candidates) else self._by_key(loaded)
                 self._position = ahead.ends.popleft() if ahead else self._position + 1
                 size, weights = ids.numel(), None
                 if self._planner is not None:
                     weights = self._planner.weights(self._position - 1).to(device)
                 elif self._draw is not None:
                     weights = torch.ones(size, device=device) if self._final.popleft() else None
-                elif not self._is_whole(size):
+                elif size != self._n_candidates and not self._is_whole(size):
                     continue
                 require_ids(ids, distinct=self._distinct)
                 candidates = Candidates(ids, to_device(batch, device))
@@ -212,9 +214,8 @@ class CandidatePasses:
 
         return drawn
 
-    def _unpack(self, batch: Any) -> Candidates:
-        if isinstance(batch, Candidates):
-            return batch
+    def _by_key(self, batch: Any) -> Candidates:
+        """A batch that is a mapping, with the ids in it."""
         if self._ids_key is not None and isinstance(batch, Mapping) and self._ids_key in batch:
             return Candidates(batch[self._ids_key], batch)
         what = type(batch).__name__

@@ -39,27 +39,51 @@ def gather(batch: Any, index: Tensor, size: int) -> Any:
         DataError: a tensor does not lead with ``size`` rows.
     """
 
-    def rows_of(tensor: Tensor) -> Tensor:
-        if tensor.dim() == 0 or tensor.shape[0] != size:
-            raise DataError(
-                f"a tensor of shape {tuple(tensor.shape)} in a batch of {size} ids: every tensor "
-                "must lead with the batch. Move what is not per example out of the batch."
-            )
-        return tensor.index_select(0, index.to(tensor.device))
+    if type(batch) is tuple:  # the usual case, by hand: it comes up at every step
+        parts: list[Any] = []
+        for part in batch:
+            whole = isinstance(part, Tensor)
+            parts.append(_rows(part, index, size) if whole else gather(part, index, size))
+        return tuple(parts)
+    return map_batch(
+        batch,
+        lambda tensor: _rows(tensor, index, size),
+        lambda items: _items(items, index, size),
+    )
 
-    def items_of(items: list[Any]) -> list[Any]:
-        if len(items) != size:
-            raise DataError(f"a list of {len(items)} items in a batch of {size} ids.")
-        return [items[i] for i in index.tolist()]
 
-    return map_batch(batch, rows_of, items_of)
+def _rows(tensor: Tensor, index: Tensor, size: int) -> Tensor:
+    if tensor.dim() == 0 or tensor.shape[0] != size:
+        raise DataError(
+            f"a tensor of shape {tuple(tensor.shape)} in a batch of {size} ids: every tensor "
+            "must lead with the batch. Move what is not per example out of the batch."
+        )
+    return tensor.index_select(0, beside(index, tensor))
+
+
+def _items(items: list[Any], index: Tensor, size: int) -> list[Any]:
+    if len(items) != size:
+        raise DataError(f"a list of {len(items)} items in a batch of {size} ids.")
+    return [items[i] for i in index.tolist()]
+
+
+def beside(tensor: Tensor, other: Tensor) -> Tensor:
+    """``tensor`` on the device of ``other``; where both are on the CPU it is not even asked which.
+
+    Asking for a device and moving to it cost ten times the two flags, at every step.
+    """
+    if tensor.is_cpu and other.is_cpu:
+        return tensor
+    return tensor.to(other.device, non_blocking=not other.is_cpu)  # or it is read too early
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
     """``batch`` with its tensors on ``device``; copies from pinned memory do not block."""
-    if isinstance(batch, tuple) and all(
-        isinstance(t, Tensor) and t.device == device for t in batch
-    ):
-        return batch  # the usual case on a CPU, looked at first: it comes up at every step
+    if isinstance(batch, tuple):  # the usual case on a CPU, for it comes up at every step
+        for part in batch:
+            if not isinstance(part, Tensor) or part.device != device:
+                break
+        else:
+            return batch
     wait = device.type == "cpu"  # or values are read before they are there
     return map_batch(batch, lambda t: t.to(device, non_blocking=not wait), lambda r: r)

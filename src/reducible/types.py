@@ -79,9 +79,7 @@ class Evidence:
 
     def require(self, name: str) -> Tensor:
         """The field or context entry ``name``; raises MissingEvidence where it was not measured."""
-        value = self.context.get(name)
-        if value is None and name in EVIDENCE_FIELDS:
-            value = getattr(self, name)
+        value = getattr(self, name) if name in _FIELDS else self.context.get(name)
         if value is None:
             there = [n for n in EVIDENCE_FIELDS if getattr(self, n) is not None]
             raise MissingEvidence(
@@ -101,6 +99,7 @@ class Evidence:
 
 
 EVIDENCE_FIELDS = tuple(f.name for f in fields(Evidence) if f.name != "context")
+_FIELDS = frozenset(EVIDENCE_FIELDS)
 CONTEXT_KEYS = ("step", "epoch", "total_steps", "group_holdout_loss")
 
 

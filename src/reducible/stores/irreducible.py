@@ -105,7 +105,7 @@ class IrreducibleLossStore:
         Raises:
             StoreError: an id that the store does not hold, or that was never scored.
         """
-        where = ids.cpu()
+        where = ids if ids.is_cpu else ids.cpu()
         if self._ids is None:
             try:
                 found = self._values.index_select(0, where)  # [B] or [B, G]
@@ -123,7 +123,7 @@ class IrreducibleLossStore:
                 f"{int(bad.sum())} ids were never scored: {name_ids(where[bad])}. "
                 "Fit irreducible losses on all of the train set."
             )
-        return found.to(ids.device)
+        return found if ids.is_cpu else found.to(ids.device)
 
     def _unknown(self, ids: Tensor) -> StoreError:
         return StoreError(
