@@ -145,6 +145,20 @@ def test_ours_is_over_that_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (made, open_now) == ([8], [0])  # both anew for every round, and none left behind
 
 
+def test_what_the_first_steps_take_is_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch imports its counter of FLOPs in the first; a tenth beside that looks cheap for ever."""
+    asked: list[int] = []
+
+    def seconds(_: object, number: int) -> float:
+        asked.append(number)
+        return 100.0 if len(asked) == 1 else float(len(asked))
+
+    monkeypatch.setattr(steps, "_seconds", seconds)
+    flat, _ = steps.flat_over_steps(1000)
+    assert asked == [5] + [100] * 10
+    assert (flat["min"], flat["max"]) == (3.0 / 2.0, 11.0 / 2.0)
+
+
 def test_flatness_over_many_steps() -> None:
     flat, grown = steps.flat_over_steps(50)
     assert (flat["unit"], flat["runs"]) == ("ratio", 9)

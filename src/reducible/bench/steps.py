@@ -213,6 +213,7 @@ def flat_over_steps(steps: int) -> list[dict[str, Any]]:
                 yield
 
     steps_of = walk()
+    _seconds(steps_of, 5)  # the first one counts FLOPs, for which torch imports as long as a tenth
     tenths = [_seconds(steps_of, steps // 10)]
     before = resident_bytes()
     tenths += [_seconds(steps_of, steps // 10) for _ in range(9)]
