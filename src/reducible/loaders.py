@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from operator import getitem
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     IterableDataset,
+    MapDataPipe,
     RandomSampler,
     SequentialSampler,
     default_collate,
@@ -32,7 +35,29 @@ def index_batches(loader: Any) -> Iterable[Indices] | None:
         return None
     if loader.batch_sampler is not None:
         return loader.batch_sampler
-    return loader.sampler if isinstance(loader.sampler, BatchSampler) else None
+    return loader.sampler if isinstance(loader.sampler, BatchSampler | Reordered) else None
+
+
+def batches_of(loader: Any) -> Iterator[Any]:
+    """The batches of a pass over ``loader``.
+
+    A plain DataLoader that loads in this process is read here, by its own sampler, data set and
+    collate function: the same batches from the same random streams as from its iterator, which
+    opens a span for profilers around every batch.
+    """
+    indices = index_batches(loader)
+    if indices is None or loader.num_workers or loader.pin_memory:
+        return iter(loader)
+    dataset, collate = loader.dataset, loader.collate_fn
+    if isinstance(dataset, MapDataPipe):  # which a DataLoader shards
+        return iter(loader)
+    order = iter(indices)
+    torch.empty((), dtype=torch.int64).random_(generator=loader.generator)  # as DataLoader does
+    if loader.batch_sampler is None:
+        whole = partial(getitem, dataset)
+        return map(whole, order) if collate is as_it_is else map(collate, map(whole, order))
+    many = getattr(dataset, "__getitems__", None) or (lambda batch: [dataset[i] for i in batch])
+    return map(collate, map(many, order))
 
 
 def as_it_is(batch: Any) -> Any:

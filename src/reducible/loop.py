@@ -257,14 +257,15 @@ class SelectingLoader:
         choice = self._selector.choose(look, k * updates, generator=generator)
         self._selector.observe(choice.evidence, choice.selection)
         selection = choice.selection
+        shadows: dict[str, Tensor] = {}
+        if self._shadows:
+            shadows = self._watch(candidates, choice, k * updates, generator, seed)
         whole = Part(
             positions=choice.positions,
             ids=choice.evidence.ids.index_select(0, selection.index),
             weights=selection.weight,
             info=selection.info,
-            shadows=self._watch(candidates, choice, k * updates, generator, seed)
-            if self._shadows
-            else {},
+            shadows=shadows,
         )
         return [whole] if updates == 1 else whole.split(k)
 

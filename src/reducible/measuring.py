@@ -72,7 +72,7 @@ class Measuring:
         total_steps: int | None = None,
     ) -> None:
         self._model, self._task, self._scoring, self._ledger = model, task, scoring, ledger
-        self._scores, self._watching = ledger.phase("score"), ledger.phase("evaluate")
+        self._score_phase, self._evaluate_phase = ledger.phase("score"), ledger.phase("evaluate")
         self._store, self._irreducible, self._holdout = store, irreducible, holdout
         self._learner = scorer if isinstance(scorer, CoTrained) else None
         frozen = scorer if isinstance(scorer, nn.Module) else model
@@ -138,7 +138,7 @@ class Measuring:
         Charged to evaluation where it only watches, and then not counted as scored.
         """
         live = self._live if selector.lr_ratio is not None else None
-        charged = self._watching if watches else self._scores
+        charged = self._evaluate_phase if watches else self._score_phase
 
         def look(
             needs: frozenset[str], rows: Tensor | None = None, *, samples: int = 0
@@ -283,7 +283,7 @@ class Measuring:
     def _step(
         self, learner: CoTrained, batch: Any, weights: Tensor, predictions: Tensor | None = None
     ) -> None:
-        with self._scores:
+        with self._score_phase:
             learner.step(
                 self._task,
                 batch,

@@ -17,6 +17,7 @@ from reducible.loaders import (
     Indices,
     Reordered,
     batch_size_of,
+    batches_of,
     index_batches,
     never_repeats,
     order_state,
@@ -179,9 +180,9 @@ class CandidatePasses:
             ahead = Reordered(self._indices, self._position, draw)
         loader = self._loader if ahead is None else rebuilt(self._loader, ahead)
         if not resuming or self._order is None:
-            return iter(loader), ahead
+            return batches_of(loader), ahead
         with replayed(self._loader, self._order):
-            iterator = iter(loader)
+            iterator = batches_of(loader)
             if ahead is not None:
                 ahead.prime()
             else:
