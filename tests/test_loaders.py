@@ -76,6 +76,11 @@ def test_the_same_batches_from_the_same_streams(kind: str, own: bool) -> None:
 def test_what_loads_elsewhere_is_left_to_its_own_iterator() -> None:
     worked = DataLoader(Single(), batch_size=5, num_workers=1)
     assert type(batches_of(worked)) is type(iter(worked))
+    with pytest.warns(
+        UserWarning, match="pin_memory"
+    ):  # of torch, where there is nothing to pin for
+        pinned = batches_of(DataLoader(Single(), batch_size=5, pin_memory=True))
+    assert "DataLoaderIter" in type(pinned).__name__
     numbers = [1, 2]
     assert list(batches_of(numbers)) == numbers
 

@@ -22,7 +22,7 @@ class Chosen:
     """Ids that each shadow selector would have chosen, [K'] int64."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Part:
     """Rows chosen from a candidate batch, before they are gathered."""
 

@@ -15,7 +15,6 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     IterableDataset,
-    MapDataPipe,
     RandomSampler,
     SequentialSampler,
     default_collate,
@@ -49,8 +48,6 @@ def batches_of(loader: Any) -> Iterator[Any]:
     if indices is None or loader.num_workers or loader.pin_memory:
         return iter(loader)
     dataset, collate = loader.dataset, loader.collate_fn
-    if isinstance(dataset, MapDataPipe):  # which a DataLoader shards
-        return iter(loader)
     order = iter(indices)
     torch.empty((), dtype=torch.int64).random_(generator=loader.generator)  # as DataLoader does
     if loader.batch_sampler is None:

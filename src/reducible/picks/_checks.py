@@ -12,7 +12,7 @@ CURE = (
     "no candidate is chosen from them."
 )
 
-_FEW = 1024  # scores that are sooner read as numbers than looked at by operations of torch
+_FEW = 1024  # scores up to which top_k finds ties among numbers rather than shuffles
 
 
 def check_k(k: int, candidates: int) -> None:
@@ -28,7 +28,7 @@ def check_scores(scores: Tensor, k: int, ids: Tensor | None) -> list[float]:
     """Raise SelectionError unless ``scores`` is [B], finite, and 1 ≤ k ≤ B.
 
     Returns:
-        The scores as numbers where there are few, which is the cheapest look at them; else nothing.
+        The scores as numbers where there are at most a thousand; else nothing.
     """
     if scores.dim() != 1:
         raise SelectionError(

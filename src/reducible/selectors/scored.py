@@ -80,7 +80,7 @@ class Scored(Selector):
 
     def score(self, evidence: Evidence) -> Tensor:
         """[B]: the score of each candidate."""
-        tensors = dict(zip(self._evidence, map(evidence.require, self._evidence), strict=True))
+        tensors = {name: evidence.require(name) for name in self._evidence}
         return self._score(**tensors, **self._hyperparameters)
 
     def select(self, evidence: Evidence, k: int, *, generator: torch.Generator) -> Selection:
