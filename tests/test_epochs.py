@@ -17,8 +17,9 @@ from reducible.data import TensorSet
 
 N, N_B, K, C = 130, 20, 5, 3
 UPDATES = 6  # a quarter of 130 is 33 rows (rounded half up), six updates of five
-TOTAL = 100  # planned updates
-RULES = ["rs2", "infobatch", "svp"]
+TOTAL = 400  # planned updates
+SHARES = ["rs2", "svp"]  # train on a quarter of the data an epoch
+RULES = [*SHARES, "infobatch"]  # the last on all of it, or on what it does not drop
 
 
 class Examples(Dataset[tuple[Tensor, int]]):
@@ -40,16 +41,28 @@ class Examples(Dataset[tuple[Tensor, int]]):
 KINDS = ["pairs", "global", "tensors", "subset"]
 
 
-def _loader(kind: str = "pairs", *, workers: int = 0, data: Examples | None = None) -> Any:
+def _loader(
+    kind: str = "pairs", *, size: int = N_B, workers: int = 0, data: Examples | None = None
+) -> Any:
     examples = data or Examples()
     own = torch.Generator().manual_seed(3)
     if kind == "tensors":
-        return TensorSet(examples.x, examples.targets).loader(N_B, generator=own)
+        return TensorSet(examples.x, examples.targets).loader(size, generator=own)
     base: Any = rd.WithIds(examples)
     if kind == "subset":  # ids are not positions
         base = Subset(base, list(range(N - 1, -1, -1)))
     generator = None if kind == "global" else own
-    return DataLoader(base, N_B, shuffle=True, generator=generator, num_workers=workers)
+    return DataLoader(base, size, shuffle=True, generator=generator, num_workers=workers)
+
+
+def _size(rule: str) -> int:
+    """The batch size of the loader that a rule is given, for updates of K rows."""
+    return K if rule == "infobatch" else N_B
+
+
+def _updates(rule: str) -> int:
+    """Of the first epoch."""
+    return N // K if rule == "infobatch" else UPDATES
 
 
 def _net(seed: int = 0) -> nn.Module:
@@ -62,9 +75,11 @@ PROXY = _net(9)
 
 
 def _batches(rule: str, loader: Any = None, **options: Any) -> Any:
-    options = {"keep": K, "total_steps": TOTAL, "proxy": PROXY} | options
+    options = {"total_steps": TOTAL, "proxy": PROXY} | options
+    if rule != "infobatch":
+        options.setdefault("keep", K)
     model = options.pop("model", None) or _net()
-    loader = _loader() if loader is None else loader
+    loader = _loader(size=_size(rule)) if loader is None else loader
     return rd.SelectingLoader(loader, model, rd.selector(rule), **options)
 
 
@@ -84,7 +99,7 @@ def _flat(chosen: list[Any]) -> list[int]:
 # -- what an epoch holds --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", SHARES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_epoch_is_a_share_of_the_data_without_repeats(
@@ -108,13 +123,15 @@ def test_an_epoch_is_a_share_of_the_data_without_repeats(
 
 
 @pytest.mark.parametrize("keep", [K, K / N_B])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", SHARES)
 def test_keep_is_rows_of_a_candidate_batch_or_a_share(rule: str, keep: float) -> None:
     assert len(_epoch(_batches(rule, keep=keep))) == UPDATES
 
 
-def test_everything_is_kept_where_keep_is_one() -> None:
-    chosen = _epoch(_batches("infobatch", keep=1.0))
+@pytest.mark.parametrize("rule", ["rs2", "infobatch"])
+@pytest.mark.parametrize("keep", [1.0, N_B])
+def test_everything_is_kept_where_keep_is_one(rule: str, keep: float) -> None:
+    chosen = _epoch(_batches(rule, _loader(), keep=keep))
     assert [c.ids.numel() for c in chosen] == [N_B] * (N // N_B)
     assert len(set(_flat(chosen))) == N_B * (N // N_B)
 
@@ -137,7 +154,8 @@ def test_only_the_chosen_rows_are_loaded_and_no_forward_is_run(rule: str, kind: 
             raise AssertionError("a forward pass was run")
 
     data = Examples()
-    batches = _batches(rule, _loader(kind, data=data), model=NoForward())
+    loader = _loader(kind, size=_size(rule), data=data)
+    batches = _batches(rule, loader, model=NoForward())
     handed_out = _flat(_epoch(batches)) + _flat(_epoch(batches))
     assert data.loaded == handed_out
     assert batches.ledger.counts.examples_scored == 0
@@ -148,7 +166,7 @@ def test_only_the_chosen_rows_are_loaded_and_no_forward_is_run(rule: str, kind: 
 def test_global_streams_stay_where_the_order_is_ones_own(
     rule: str, kind: str, global_streams: Callable[[], Any]
 ) -> None:
-    batches = _batches(rule, _loader(kind))
+    batches = _batches(rule, _loader(kind, size=_size(rule)))
     streams = global_streams()
     _epoch(batches)
     _epoch(batches)
@@ -220,7 +238,7 @@ def test_infobatch_reads_the_loss_that_was_reported_last() -> None:
 
 def test_infobatch_without_any_loss_is_refused_in_the_second_epoch() -> None:
     batches = _batches("infobatch")
-    assert len(list(batches)) == UPDATES
+    assert len(list(batches)) == N // K
     with pytest.raises(rd.SelectionError, match=r"After each forward call batches\.remember\(ch"):
         next(iter(batches))
 
@@ -294,7 +312,8 @@ def _train(batches: Any, model: nn.Module, optimizer: Any, until: int, at: int =
 
 def _setup(rule: str, kind: str, workers: int) -> tuple[Any, nn.Module, Any]:
     model = _net()
-    batches = _batches(rule, _loader(kind, workers=workers), model=model, seed=4)
+    loader = _loader(kind, size=_size(rule), workers=workers)
+    batches = _batches(rule, loader, model=model, seed=4)
     return batches, model, torch.optim.SGD(model.parameters(), lr=0.5)
 
 
@@ -302,9 +321,10 @@ def _setup(rule: str, kind: str, workers: int) -> tuple[Any, nn.Module, Any]:
 @pytest.mark.parametrize(
     ("kind", "workers"), [("pairs", 0), ("pairs", 2), ("global", 0), ("tensors", 0), ("subset", 0)]
 )
-@pytest.mark.parametrize("stop", [UPDATES + 2, 2 * UPDATES], ids=["inside", "at the end"])
-def test_resumed_equals_never_stopped(rule: str, kind: str, workers: int, stop: int) -> None:
-    until = 3 * UPDATES + 3
+@pytest.mark.parametrize("place", ["inside", "at the end"])
+def test_resumed_equals_never_stopped(rule: str, kind: str, workers: int, place: str) -> None:
+    updates = _updates(rule)
+    stop, until = updates + (2 if place == "inside" else 0), 3 * updates + 3
     with torch.random.fork_rng([]):
         torch.manual_seed(1)
         batches, model, optimizer = _setup(rule, kind, workers)

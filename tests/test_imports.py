@@ -46,7 +46,7 @@ ALLOWED = {
     "distributed": "types picks",
     "group_holdout": "types structure stores tasks measure",
     "measuring": "types structure stores tasks selectors scorers measure ledger group_holdout",
-    "epochs": "types structure stores tasks selectors measure ledger",
+    "epochs": "types structure stores tasks selectors measure ledger loaders",
     "seeds": "",
     "chosen": "",
     "gating": "types structure tasks selectors measure gate ledger measuring seeds",

@@ -30,9 +30,9 @@ def check_settings(
     selector: Any,
     shadows: Mapping[str, Any],
     scorer: object,
-    keep: float,
-) -> None:
-    """Raise ConfigurationError for what is of the wrong kind, or does not go together."""
+    keep: float | None,
+) -> float:
+    """Returns ``keep``; raises ConfigurationError for what is wrong, or does not go together."""
     for rule in (selector, *shadows.values()):
         if not isinstance(rule, Selector):
             raise ConfigurationError(
@@ -53,7 +53,15 @@ def check_settings(
         )
     if not hasattr(loader, "__iter__"):
         raise ConfigurationError(f"loader is a {type(loader).__name__}, not iterable.")
+    if keep is None:
+        if not selector.takes_all:
+            raise ConfigurationError(
+                "keep is missing: pass the rows to train on of each candidate batch (int), or a "
+                "share of them (float)."
+            )
+        return 1.0
     check_keep(keep)
+    return keep
 
 
 def check_data(loader: Any, store: IrreducibleLossStore | None, groups: Tensor | None) -> None:
@@ -140,16 +148,23 @@ def epoch_planner(
     """For rules that decide by epoch; None for the others."""
     if selector.horizon == "batch":
         return None
-    size = batch_size_of(loader)
-    if index_batches(loader) is None or size is None:
+    size, batches = batch_size_of(loader), index_batches(loader)
+    if batches is None or size is None:
+        what = "" if batches is None else f" with batches of varying size ({_name(batches)})"
         raise ConfigurationError(
             "the selector decides by epoch, so it re-plans the order of a plain DataLoader "
-            f"over a map-style data set; got {type(loader).__name__}."
+            f"over a map-style data set; got {_name(loader)}{what}."
         )
     if "total_steps" in selector.needs and total_steps is None:
         raise ConfigurationError("the selector needs total_steps=<planned updates>.")
     n_b = rows_to_keep(keep, size)
-    return EpochPlanner(selector, loader.dataset, n_b=n_b, share=n_b / size, proxy=proxy, task=task)
+    if selector.takes_all and n_b < size:
+        raise ConfigurationError(
+            f"keep={keep} of batches of {size}, but the selector leaves rows out itself, so that "
+            "an epoch is as much shorter; with a share of the rows it would be as long as ever. "
+            f"Pass keep=1.0, and give the loader the batch size to train on: {n_b}."
+        )
+    return EpochPlanner(selector, loader, n_b=n_b, share=n_b / size, proxy=proxy, task=task)
 
 
 def gating(
@@ -189,3 +204,7 @@ def gating(
         ledger,
         seed=seed,
     )
+
+
+def _name(thing: object) -> str:
+    return type(thing).__name__

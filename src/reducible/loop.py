@@ -69,7 +69,8 @@ class SelectingLoader:
         loader: yields Candidates (``WithIds``), or mappings with ids under the key ``ids``.
         model: the model being trained.
         selector: ``reducible.selector(name)``.
-        keep: n_b: rows per candidate batch (int), or a share of them (float).
+        keep: n_b: rows per candidate batch (int), or a share of them (float). All of them, and
+            all alone, for a rule that leaves rows out itself (``infobatch``).
         store: of irreducible losses, where the selector needs them.
         task: what batches mean; ``Classification()`` by default.
         ids: key of the ids, where batches are mappings.
@@ -105,7 +106,7 @@ class SelectingLoader:
         model: nn.Module,
         selector: Selector,
         *,
-        keep: float,
+        keep: float | None = None,
         store: IrreducibleLossStore | None = None,
         task: Task | None = None,
         ids: str | None = None,
@@ -134,7 +135,7 @@ class SelectingLoader:
         self._scoring = scoring or Scoring()
         self._record = record
         self.ledger = ledger or Ledger()
-        check_settings(loader, model, selector, self._shadows, scorer, keep)
+        keep = check_settings(loader, model, selector, self._shadows, scorer, keep)
         check_data(loader, store, groups)
         self._measuring = Measuring(
             model,
@@ -205,7 +206,8 @@ class SelectingLoader:
 
         A candidate batch gives ``updates_per_scoring`` of them, a last, shorter one none, where
         the loader tells by its sampler that there is one. Of a rule that decides by epoch: those
-        of the epoch planned last, or as many as it is asked for.
+        of the epoch planned last, before the first one as many as fit the rows asked for. Epochs
+        may differ (``infobatch``), so plan schedules by a number of updates.
         """
         return len(self._passes)
 

@@ -151,6 +151,8 @@ class CandidatePasses:
                 require_ids(ids, distinct=self._distinct)
                 candidates = Candidates(ids, to_device(batch, device))
             yield candidates, weights
+        if self._planner is not None:
+            self._planner.end_epoch(self._position)
         self._order, self._position = None, 0
 
     def _is_whole(self, size: int) -> bool:
@@ -167,6 +169,8 @@ class CandidatePasses:
         """
         resuming, self._resuming = self._resuming, False
         if not resuming:
+            if self._planner is not None:  # a pass may have been broken off
+                self._planner.end_epoch(self._position)
             self.epoch += 1
             self._position = 0
             self._order = order_state(self._loader)

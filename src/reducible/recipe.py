@@ -213,6 +213,12 @@ class Recipe:
                 f"{self.selector} keeps training one irreducible-loss model, but cross-fitting "
                 "makes two. Take irreducible_from='holdout'."
             )
+        if rule.takes_all and self.n_candidates != self.n_b:
+            raise ConfigurationError(
+                f"{self.selector} leaves rows out itself, so every candidate is trained on, but "
+                f"n_b={self.n_b} and n_candidates={self.n_candidates}. Take "
+                f"n_candidates={self.n_b}."
+            )
         if self.plan == "none":
             if self.loss == "noise-floor":
                 raise ConfigurationError(

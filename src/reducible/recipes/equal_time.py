@@ -101,7 +101,7 @@ RULES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "rs2-128": _SHUFFLED_128,
         "rs2-all-128": {**_SHUFFLED_128, **_ALL},
         "train-loss": {"selector": "train_loss"},
-        "infobatch": {"selector": "infobatch"},
+        "infobatch": {"selector": "infobatch", "n_candidates": 32},
         "rho": _RHO,
         "rho-cheap": {**_RHO, **_REMEMBERED},
         "plan-filter": _FILTER,

@@ -52,6 +52,12 @@ class Selector(ABC):
     horizon: Literal["batch", "epoch", "run"] = "batch"
     """How often the rule decides: every candidate batch, once an epoch, or once a run."""
 
+    takes_all: bool = False
+    """Whether it must be offered every row (``keep=1.0``), because it leaves rows out itself."""
+
+    keeps_order: bool = False
+    """Whether an epoch trains on the rows in the order selected; otherwise they are shuffled."""
+
     def is_blind(self, step: int, k: int) -> bool:
         """Whether k rows chosen at ``step`` are random ones, with weights of one.
 
@@ -68,10 +74,19 @@ class Selector(ABC):
             MissingEvidence: something in ``needs`` was not measured.
         """
 
-    def observe(self, evidence: Evidence, selection: Selection) -> None:
-        """Learn from a selection that is about to be trained on; the only mutation.
+    def ends_at(self, evidence: Evidence, selection: Selection) -> int | None:
+        """The step at which an epoch planned by ``selection`` ends even if rows are left.
 
-        Gets the evidence and the selection of one ``select``.
+        Returns:
+            A step after the one in the evidence, or None: the epoch ends with its rows.
+        """
+        return None
+
+    def observe(self, evidence: Evidence, selection: Selection) -> None:
+        """Learn from a selection that is trained on; the only mutation.
+
+        Gets the evidence and the selection of one ``select``: of a rule that decides by epoch,
+        those rows of it that were handed out, in that order, once the epoch is over.
         """
 
     def choose(self, look: Look, k: int, *, generator: torch.Generator) -> Choice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import final
 
 import torch
@@ -15,17 +16,25 @@ from reducible.types import Evidence, Selection, SelectionError, name_ids, requi
 class InfoBatch(Selector):
     """Of the ids whose remembered loss is below the mean, drop a share at random each epoch.
 
-    The kept ones of them count 1/(1 − share), so that Σ w_i·L_i stays unbiased; everything is
-    kept in the last part of the run (Qin et al. 2024). Ids never seen are kept. Where more than k
-    ids stay, k of them are drawn uniformly.
+    The kept ones of them count 1/(1 − share), so that over the M kept of N ids Σ w_i·L_i is an
+    unbiased estimate of the sum over all N (Qin et al. 2024). A pruned epoch has M/N times the
+    updates, and the mean of an update is in turn N/M times the mean loss: what stays the same is
+    the sum over an epoch. Ids never seen are kept.
+
+    In the last part of the run nothing is dropped: an epoch that was pruned ends there.
+
+    If k < N ids are asked for, at most k of the kept are drawn uniformly, and weights are scaled
+    by max(k, M)/N, so that Σ w_i·L_i / k is an unbiased estimate of the mean loss for any k. The
+    loop asks for all of them (keep = 1.0), as in the paper: fewer would make an epoch no shorter.
 
     Args:
         prune_below_mean: share of the below-mean ids (not of all) that is dropped, in [0, 1).
-        anneal: share of the run, at its end, that trains on everything, in [0, 1].
+        anneal: share of the run's updates, at its end, that trains on everything, in [0, 1].
     """
 
     needs = frozenset({"loss", "step", "total_steps"})
     horizon = "epoch"
+    takes_all = True
 
     def __init__(self, *, prune_below_mean: float = 0.5, anneal: float = 0.125) -> None:
         require_between("prune_below_mean", prune_below_mean, 0.0, 1.0, open_high=True)
@@ -42,11 +51,11 @@ class InfoBatch(Selector):
             raise SelectionError(
                 f"the remembered loss is infinite for ids {name_ids(evidence.ids[loss.isinf()])}."
             )
-        step, total = int(evidence.require("step")), int(evidence.require("total_steps"))
+        step, border = int(evidence.require("step")), self._border(evidence)
         weight = torch.ones_like(loss)
         keep = torch.ones(size, dtype=torch.bool, device=loss.device)
         seen = ~loss.isnan()
-        if step < (1.0 - self._anneal) * total and bool(seen.any()):
+        if step < border and bool(seen.any()):
             below = seen & (loss.double() < loss[seen].double().mean())
             rows = below.nonzero().squeeze(1)
             mixed = rows[torch.randperm(rows.numel(), generator=generator, device=rows.device)]
@@ -56,5 +65,20 @@ class InfoBatch(Selector):
             weight[below] = 1.0 / (1.0 - self._share)
             keep[dropped] = False
         order = torch.randperm(size, generator=generator, device=loss.device)
-        index = order[keep[order]][:k]
-        return Selection(index=index, weight=weight[index])
+        kept = order[keep[order]]  # [M]
+        index = kept[:k]
+        scale = max(k, kept.numel()) / size  # 1 if all are asked for
+        return Selection(index=index, weight=weight[index] * scale)
+
+    def ends_at(self, evidence: Evidence, selection: Selection) -> int | None:
+        """The first step that trains on everything, if the selection is less than that."""
+        everything = selection.index.numel() == evidence.ids.numel()
+        if everything and bool((selection.weight == 1.0).all()):
+            return None
+        border = self._border(evidence)
+        return border if int(evidence.require("step")) < border else None
+
+    def _border(self, evidence: Evidence) -> int:
+        """The first step of the last part of the run."""
+        total = int(evidence.require("total_steps"))
+        return math.ceil(round((1.0 - self._anneal) * total, 6))  # 0.55 · 100 is above 55

@@ -17,11 +17,13 @@ from reducible.types import Evidence, Selection
 class RS2(Selector):
     """k ids at random each epoch, none twice until all have been used (Okanovic et al. 2024).
 
-    Where fewer than k are unused, all of them are taken and the rest is drawn anew from the
-    others, which begins the next round.
+    If fewer than k are unused, all of them come first and the rest is drawn anew from the others,
+    which begins the next round. An id is used once it was handed out: those of a last, short batch
+    that is dropped, or of an epoch that is broken off, come in a later epoch of the same round.
     """
 
     horizon = "epoch"
+    keeps_order = True  # the last of a round before the first of the next one
 
     def __init__(self) -> None:
         self._used: Tensor | None = None  # [N] bool
@@ -43,7 +45,7 @@ class RS2(Selector):
         return Selection(index=index, weight=torch.ones(k, device=ids.device))
 
     def observe(self, evidence: Evidence, selection: Selection) -> None:
-        """Mark the ids as used; once all are, a new round has begun."""
+        """Mark the ids handed out as used; once all are, a new round has begun."""
         unused = self._unused(evidence)
         fresh = unused[selection.index]
         unused[selection.index] = False

@@ -380,7 +380,7 @@ _ROWS = (
         equation="each epoch: drop a share of the ids with L_i < L̄, weight the kept ones of them",
         paper="Qin et al. 2024, InfoBatch",
         summary="Fewer updates on what is learnt, without bias; no extra forward.",
-        against="Keeps every wrong label: their loss stays above the mean. Wants keep = 1.0.",
+        against="Keeps every wrong label: their loss stays above the mean. Takes keep = 1.0 alone.",
         ranges={"prune_below_mean": "[0, 1), of the below-mean ids", "anneal": "[0, 1]"},
     ),
     Row(
