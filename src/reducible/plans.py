@@ -316,7 +316,7 @@ class PlanSampler(Sampler[int]):
         self._positions = order[where]  # [M]
         self._weight = plan.weight
         self.generator = generator
-        evenly = bool((plan.weight == 1.0).all())
+        evenly = bool((plan.weight == plan.weight[0]).all())
         self.each_once = self._positions if evenly else None
         """[M] int64: the positions if an epoch has each of them once; None otherwise."""
 

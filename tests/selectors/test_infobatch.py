@@ -66,6 +66,32 @@ def test_the_weighted_sum_is_unbiased(size: int, share: float) -> None:
     assert abs(np.mean(sums) - loss.sum()) <= 4 * error
 
 
+@pytest.mark.parametrize("share", [0.5, 0.3, 0.9])
+@pytest.mark.parametrize("k", [1, 5, 12, 17, 20])
+def test_the_weighted_sum_over_k_is_an_unbiased_mean_for_any_k(k: int, share: float) -> None:
+    """Whether more ids stay than are asked for, fewer, or now these and now those."""
+    loss = np.random.default_rng(0).exponential(size=20)
+    rule, evidence = rd.selector("infobatch", prune_below_mean=share), _evidence(loss)
+    generator, draws = torch.Generator().manual_seed(1), 1_500
+    means = []
+    for _ in range(draws):
+        chosen = rule.select(evidence, k, generator=generator)
+        means.append(float((chosen.weight * evidence.require("loss")[chosen.index]).sum()) / k)
+    error = np.std(means) / math.sqrt(draws)
+    assert error > 0
+    assert abs(np.mean(means) - loss.mean()) <= 4 * error
+
+
+def test_the_mean_of_a_tenth_of_many_losses() -> None:
+    """20,000 losses, of which 2,000 are asked for: each estimate is within a few per cent."""
+    loss = np.random.default_rng(3).exponential(0.3, size=20_000)
+    evidence = _evidence(loss)
+    chosen = rd.selector("infobatch").select(evidence, 2_000, generator=torch.Generator())
+    assert chosen.index.numel() == 2_000
+    mean = rd.weighted_mean(evidence.require("loss")[chosen.index], chosen.weight)
+    assert float(mean) == pytest.approx(loss.mean(), rel=0.1)  # three standard errors are 0.08
+
+
 def test_ids_never_seen_are_kept_and_do_not_move_the_mean() -> None:
     loss = [math.nan] * 5 + [1.0] * 8 + [3.0] * 8
     for seed in range(20):
@@ -104,6 +130,40 @@ def test_everything_is_kept_at_the_end(anneal: float, step: int, kept: int) -> N
         assert chosen.weight.tolist() == [1.0] * 20
 
 
+@pytest.mark.parametrize(("anneal", "total", "border"), [(0.45, 100, 55), (0.07, 100, 93)])
+def test_the_last_part_begins_where_it_says(anneal: float, total: int, border: int) -> None:
+    """(1 − 0.45) · 100 is a little above 55 in floating point."""
+    rule = rd.selector("infobatch", anneal=anneal)
+    sizes = [
+        len(_select(rule, _evidence([1.0, 1.0, 4.0], step, total)).index)
+        for step in (border - 1, border)
+    ]
+    assert sizes == [2, 3]
+
+
+def test_a_pruned_epoch_ends_where_the_last_part_begins() -> None:
+    rule = rd.selector("infobatch")
+    for losses, step, ends in (
+        ([1.0] * 10 + [2.0] * 10, 0, 88),
+        ([1.0] * 10 + [2.0] * 10, 87, 88),
+        ([1.0] * 10 + [2.0] * 10, 88, None),  # the last part
+        ([1.0] * 20, 0, None),  # nothing is dropped
+        ([math.nan] * 20, 0, None),
+    ):
+        evidence = _evidence(losses, step)
+        assert rule.ends_at(evidence, _select(rule, evidence)) == ends
+
+
+def test_an_epoch_that_happens_to_keep_all_but_weighs_them_is_a_pruned_one() -> None:
+    """Of one id below the mean, half is dropped: it goes, or stays and counts twice."""
+    rule, evidence, kept = rd.selector("infobatch"), _evidence([1.0, 2.0, 2.0]), set()
+    for seed in range(20):
+        chosen = _select(rule, evidence, seed)
+        kept.add(len(chosen.index))
+        assert rule.ends_at(evidence, chosen) == 88
+    assert kept == {2, 3}
+
+
 @pytest.mark.parametrize("loss", [[0.5] * 8, [0.0] * 8, [1e30] * 8, [0.7]])
 def test_equal_losses_are_all_kept(loss: list[float]) -> None:
     chosen = _select(rd.selector("infobatch"), _evidence(loss))
@@ -117,7 +177,8 @@ def test_where_more_stay_than_are_asked_for_chance_decides() -> None:
     for _ in range(2000):
         chosen = rule.select(evidence, 6, generator=generator)
         assert chosen.index.unique().numel() == 6
-        assert chosen.weight.tolist() == [2.0 if i < 10 else 1.0 for i in chosen.index.tolist()]
+        # 15 of 20 stay, so that a row counts 15/20 of what it does if all are asked for
+        assert chosen.weight.tolist() == [1.5 if i < 10 else 0.75 for i in chosen.index.tolist()]
         counts[chosen.index] += 1
     # 15 stay, of which each is drawn with 6/15; those below the mean stay in half of the epochs
     share = np.array([0.2] * 10 + [0.4] * 10)
@@ -133,6 +194,7 @@ def test_what_it_refuses() -> None:
 
 def test_it_decides_by_epoch() -> None:
     assert rd.selector("infobatch").horizon == "epoch"
+    assert rd.selector("infobatch").takes_all
     assert rd.selector("infobatch").needs == {"loss", "step", "total_steps"}
     defaults = {"prune_below_mean": 0.5, "anneal": 0.125}
     assert rd.SELECTORS["infobatch"].hyperparameters == defaults

@@ -46,6 +46,18 @@ def test_nothing_twice_until_all_are_used(size: int, k: int) -> None:
     assert max(everything.values()) - min(everything.values()) <= 1 + (size % k > 0)
 
 
+def test_what_was_not_handed_out_is_not_used() -> None:
+    """Of six planned of ten, four are handed out: two of the six come again in the round."""
+    rule, evidence = rd.selector("rs2"), rd.Evidence(ids=torch.arange(10))
+    generator, stream = torch.Generator().manual_seed(3), []
+    for _ in range(10):
+        planned = rule.select(evidence, 6, generator=generator)
+        rule.observe(evidence, rd.Selection(planned.index[:4], planned.weight[:4]))
+        stream += planned.index[:4].tolist()
+    for start in range(0, 40, 10):
+        assert sorted(stream[start : start + 10]) == list(range(10))
+
+
 def test_where_k_divides_every_round_is_a_partition() -> None:
     epochs = _run(12, 4, 6)
     for start in (0, 3):
@@ -84,6 +96,8 @@ def test_another_pool_begins_anew() -> None:
 def test_it_looks_at_nothing_and_decides_by_epoch() -> None:
     assert rd.selector("rs2").needs == frozenset()
     assert rd.selector("rs2").horizon == "epoch"
+    assert rd.selector("rs2").keeps_order
+    assert not rd.selector("rs2").takes_all
 
 
 @pytest.mark.parametrize("k", [0, 5])
