@@ -590,31 +590,6 @@ def test_resumed_between_epochs(rule: str) -> None:
     assert [_flat(_epoch(again, _easy)) for _ in range(3)] == expected
 
 
-# -- what cannot work -----------------------------------------------------------------------------
-
-
-class Opaque(DataLoader[Any]):
-    """A subclass may do anything, so its order is not re-planned."""
-
-
-class Stream(IterableDataset[rd.Candidates]):
-    def __iter__(self) -> Iterator[rd.Candidates]:
-        yield from (rd.Candidates(torch.tensor(i), torch.zeros(4)) for i in range(4))
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_loaders_whose_order_is_not_theirs_to_plan(rule: str) -> None:
-    data: Any = rd.WithIds(Examples())
-    for loader in (
-        Opaque(data, batch_size=N_B),
-        DataLoader(Stream(), batch_size=N_B),
-        list(DataLoader(data, batch_size=N_B)),
-        DataLoader(data, batch_sampler=[[0, 1], [2, 3]]),  # says no size
-    ):
-        with pytest.raises(rd.ConfigurationError, match=r"decides by epoch, so it re-plans the or"):
-            _batches(rule, loader)
-
-
 # -- what the loader's sampler yields -------------------------------------------------------------
 
 
@@ -781,7 +756,29 @@ def test_the_proxy_reads_batches_as_the_loader_collates_them() -> None:
     assert torch.equal(torch.cat(seen), 2 * data.x)
 
 
-# -- what cannot work, again ----------------------------------------------------------------------
+# -- what cannot work -----------------------------------------------------------------------------
+
+
+class Opaque(DataLoader[Any]):
+    """A subclass may do anything, so its order is not re-planned."""
+
+
+class Stream(IterableDataset[rd.Candidates]):
+    def __iter__(self) -> Iterator[rd.Candidates]:
+        yield from (rd.Candidates(torch.tensor(i), torch.zeros(4)) for i in range(4))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_loaders_whose_order_is_not_theirs_to_plan(rule: str) -> None:
+    data: Any = rd.WithIds(Examples())
+    for loader in (
+        Opaque(data, batch_size=N_B),
+        DataLoader(Stream(), batch_size=N_B),
+        list(DataLoader(data, batch_size=N_B)),
+        DataLoader(data, batch_sampler=[[0, 1], [2, 3]]),  # says no size
+    ):
+        with pytest.raises(rd.ConfigurationError, match=r"decides by epoch, so it re-plans the or"):
+            _batches(rule, loader)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -95,7 +95,17 @@ def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> No
         ("uniform", {"plan": "filter", "holdout_examples": 0}, "needs a holdout"),
         ("reducr", {"holdout_examples": 0, "irreducible_from": "cross-fit"}, "needs a holdout"),
         ("reducr", {"plan": "weights"}, "one irreducible loss per example, reducr one per group"),
-        ("infobatch", {"plan": "filter"}, "infobatch plans its epochs itself, so plan='filter'"),
+        (
+            "infobatch",
+            {},
+            "every candidate is trained on, but n_b=32 and n_candidates=320. Take n_ca",
+        ),
+        ("infobatch", {"n_candidates": 33}, "n_b=32 and n_candidates=33. Take n_candidates=32"),
+        (
+            "infobatch",
+            {"plan": "filter", "n_candidates": 32},
+            "infobatch plans its epochs itself, so plan='filter'",
+        ),
         ("svp", {"plan": "filter"}, "svp plans its epochs itself"),
         ("rho_updating", {"irreducible_from": "cross-fit"}, "but cross-fitting makes two"),
         ("uniform", {"select_until": 0.5}, "uniform chooses at random, so select_until=0.5"),

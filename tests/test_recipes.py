@@ -73,6 +73,12 @@ def test_rules_differ_from_uniform_in_what_they_say_alone() -> None:
     assert differ == {"name", "plan", "n_candidates"}
 
 
+def test_infobatch_of_the_study_trains_on_every_candidate() -> None:
+    found = [recipe for name, recipe in RECIPES.items() if recipe.selector == "infobatch"]
+    assert len(found) >= 30
+    assert all(r.n_b == r.n_candidates == 32 and r.hyperparameters == {} for r in found)
+
+
 def test_small_slices_of_the_study_are_of_one_kind_of_data_and_four_rules() -> None:
     assert data_of("cnn") == data_of("mlp") == tuple(d for d in DATA if d != "flip-20")
     assert rules_of("cnn") == rules_of("mlp") == tuple(RULES)

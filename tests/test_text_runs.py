@@ -66,7 +66,7 @@ def _picked(out: Path) -> list[list[int]]:
         ("reducr", {"group_irreducible": "shared"}, None),
         ("rho", {"gate": "auto"}, None),
         ("svp", {"steps": 12}, None),
-        ("infobatch", {"steps": 12}, None),
+        ("infobatch", {"steps": 12, "n_candidates": N_B, "train_examples": 64}, 0),
         ("divbs", {}, STEPS * 40),
         (
             "train_loss",
