@@ -65,6 +65,9 @@ class SelectingLoader:
     DataLoader of a map-style data set draws its rows before they are loaded: the same candidates as
     every other rule sees, at the cost of the chosen ones alone.
 
+    A rule that decides by epoch (``infobatch``, ``rs2``, ``svp``) plans the order itself, over the
+    rows that the loader's sampler yields; a sampler whose rows are not known is refused by name.
+
     Args:
         loader: yields Candidates (``WithIds``), or mappings with ids under the key ``ids``.
         model: the model being trained.
