@@ -216,7 +216,7 @@ class SelectingLoader:
 
     def __iter__(self) -> Iterator[Chosen]:
         device = next(self._model.parameters(), torch.empty(0)).device
-        generator = torch.Generator(device=device)
+        generator = torch.Generator()  # on the CPU: the same draws on every device
         if not self._passes.resuming:
             self._waiting = []  # of a pass that was broken off
         updates = self._scoring.updates_per_scoring
@@ -253,7 +253,7 @@ class SelectingLoader:
             through = self._gating.let_through(candidates, k, **now)
             if through is None:
                 rows = self._gating.plain_rows(size, k, self._step)
-                return [_plain(candidates, rows, generator.device)]
+                return [_plain(candidates, rows, self._device)]
             candidates = through
         generator.manual_seed(seed)
         look = self._measuring.look(

@@ -24,21 +24,42 @@ def check_k(k: int, candidates: int) -> None:
         )
 
 
-def check_scores(scores: Tensor, k: int, ids: Tensor | None) -> list[float]:
-    """Raise SelectionError unless ``scores`` is [B], finite, and 1 ≤ k ≤ B.
-
-    Returns:
-        The scores as numbers where there are at most a thousand; else nothing.
-    """
+def check_shape(scores: Tensor, k: int) -> None:
+    """Raise SelectionError unless ``scores`` is [B] and 1 ≤ k ≤ B."""
     if scores.dim() != 1:
         raise SelectionError(
             f"scores must be one number per candidate, [B]; got shape {tuple(scores.shape)}. "
             "A loss that is already reduced? Compute it with reduction='none'."
         )
-    size = scores.numel()
-    check_k(k, size)
-    numbers: list[float] = scores.tolist() if size <= _FEW else []
-    if not (numbers and math.isfinite(sum(numbers))):
-        ids = torch.arange(size, device=scores.device) if ids is None else ids
-        require_finite(scores, ids, "the score", CURE)
-    return numbers
+    check_k(k, scores.numel())
+
+
+def check_scores(scores: Tensor, k: int, ids: Tensor | None) -> None:
+    """Raise SelectionError unless ``scores`` is [B], finite, and 1 ≤ k ≤ B."""
+    check_shape(scores, k)
+    require_finite(scores, _named(scores, ids), "the score", CURE)
+
+
+def has_ties(scores: Tensor, largest: Tensor, ids: Tensor | None) -> bool:
+    """Whether one of the ``largest`` ([K], best first) of ``scores`` ([B]) equals another score.
+
+    Waits for an accelerator once, for this and for whether the scores are finite together.
+
+    Raises:
+        SelectionError: a score is not finite.
+    """
+    if scores.is_cpu and scores.numel() <= _FEW:
+        numbers: list[float] = scores.tolist()
+        finite = math.isfinite(sum(numbers))
+        best: list[float] = largest.tolist()
+        tied = len(set(best)) < len(best) or numbers.count(best[-1]) > 1
+    else:
+        repeated = (largest[1:] == largest[:-1]).any() | ((scores == largest[-1]).sum() > 1)
+        finite, tied = torch.stack([scores.isfinite().all(), repeated]).tolist()
+    if not finite:
+        require_finite(scores, _named(scores, ids), "the score", CURE)
+    return tied
+
+
+def _named(scores: Tensor, ids: Tensor | None) -> Tensor:
+    return torch.arange(scores.numel(), device=scores.device) if ids is None else ids

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reducible.picks._checks import check_scores
+from reducible.picks._draws import shuffled
 from reducible.types import Selection, require_finite
 
 _CURE = "The model's features have diverged; no candidate is chosen by them."
@@ -35,7 +36,7 @@ def diverse_top_k(
         k: how many, 1 ≤ k ≤ B.
         lam: λ ≥ 0.
         likeness: to all that is chosen, or to the most alike of it.
-        generator: on the scores' device.
+        generator: on any device.
         ids: [B] int64, named in errors.
 
     Returns:
@@ -45,7 +46,7 @@ def diverse_top_k(
     size = scores.numel()
     names = torch.arange(size, device=scores.device) if ids is None else ids
     require_finite(features, names, "a feature", _CURE)
-    order = torch.randperm(size, generator=generator, device=scores.device)  # ties at random
+    order = shuffled(size, generator=generator, like=scores)  # ties at random
     left = scores[order]  # [B] −inf once chosen
     unit = F.normalize(_rescaled(features[order]).to(scores.dtype), dim=1)  # [B, D] zero stays 0
     penalty = torch.zeros_like(left)  # [B]

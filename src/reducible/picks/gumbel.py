@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from reducible.picks._checks import check_scores
+from reducible.picks._draws import exponential, shuffled
 from reducible.picks.top_k import top_k
 from reducible.types import Selection
 
@@ -23,7 +24,7 @@ def gumbel_top_k(
     Args:
         log_weights: [B], finite.
         k: how many, 1 ≤ k ≤ B.
-        generator: on the weights' device.
+        generator: on any device.
         ids: [B] int64, named in errors.
 
     Returns:
@@ -39,9 +40,8 @@ def gumbel_top_k(
 
 def _perturbed(log_weights: Tensor, generator: torch.Generator) -> Tensor:
     """[B] float64: log-weight + Gumbel noise."""
-    noise = torch.empty(log_weights.shape, dtype=torch.float64, device=log_weights.device)
-    noise.exponential_(generator=generator).log_().neg_()
-    return log_weights + noise
+    noise = exponential(log_weights.numel(), generator=generator, like=log_weights)
+    return log_weights - noise.log_()
 
 
 def soft_top_k(
@@ -64,7 +64,7 @@ def soft_top_k(
     Args:
         scores: [B], finite.
         k: how many, 1 ≤ k ≤ B.
-        generator: on the scores' device.
+        generator: on any device.
         ids: [B] int64, named in errors.
         temperature: > 0; towards 0 the k largest scores, towards ∞ uniform.
         correct: whether weights undo the bias; otherwise they are one.
@@ -78,7 +78,7 @@ def soft_top_k(
     log_weights = log_weights - log_weights.amax()  # a constant changes nothing but rounding
     perturbed = _perturbed(log_weights, generator)  # [B]
     index = top_k(perturbed, k, generator=generator).index
-    index = index[torch.randperm(k, generator=generator, device=index.device)]
+    index = index[shuffled(k, generator=generator, like=index)]
     q = torch.ones_like(log_weights)  # [B] probability of coming out above κ
     if k < size:
         kappa = perturbed.topk(k + 1).values[-1]
@@ -102,14 +102,14 @@ def rank_sample(
     Args:
         scores: [B], finite.
         k: how many, 1 ≤ k ≤ B.
-        generator: on the scores' device.
+        generator: on any device.
         ids: [B] int64, named in errors.
         pressure: > 1; the first rank is about so many times as likely as the last.
     """
     check_scores(scores, k, ids)
     size = scores.numel()
-    order = torch.randperm(size, generator=generator, device=scores.device)
-    best_first = order[scores[order].argsort(descending=True)]  # [B]
+    order = shuffled(size, generator=generator, like=scores)
+    best_first = order[scores[order].argsort(descending=True, stable=True)]  # [B]
     rank = torch.empty(size, dtype=torch.float64, device=scores.device)
     rank[best_first] = torch.arange(1, size + 1, dtype=torch.float64, device=scores.device)
     drawn = gumbel_top_k(-rank * (math.log(pressure) / size), k, generator=generator, ids=ids)

@@ -20,7 +20,7 @@ def importance_sample(
     Args:
         scores: [B] g_i ≥ 0, finite.
         k: how many, 1 ≤ k ≤ B.
-        generator: on the scores' device.
+        generator: on any device.
         ids: [B] int64, named in errors.
 
     Returns:
@@ -31,7 +31,8 @@ def importance_sample(
     """
     check_scores(scores, k, ids)
     p = sampling_probabilities(scores)  # [B] float64
-    index = torch.multinomial(p, k, replacement=True, generator=generator)
+    here = p.to(generator.device)
+    index = torch.multinomial(here, k, replacement=True, generator=generator).to(p.device)
     weight = 1.0 / (scores.numel() * p[index])
     return Selection(index=index, weight=weight.to(scores.dtype), info={"score": scores[index]})
 

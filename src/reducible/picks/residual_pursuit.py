@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from reducible.picks._checks import check_k
+from reducible.picks._draws import exponential, shuffled
 from reducible.types import Selection
 
 _SMALL = 1e-6  # relative norm under which a direction, or the residual, counts as nothing
@@ -36,7 +37,7 @@ def residual_pursuit(
         f: [B, D] float64 inputs of the last layer.
         k: how many, 1 ≤ k ≤ B.
         rule: how the next row is picked.
-        generator: on the tensors' device.
+        generator: on any device.
 
     Returns:
         Selection of k different rows in the order picked, ``info["score"]`` [K] the |⟨G_i, r⟩| at
@@ -44,38 +45,37 @@ def residual_pursuit(
     """
     size = h.shape[0]
     check_k(k, size)
-    order = torch.randperm(size, generator=generator, device=h.device)  # ties at random
+    order = shuffled(size, generator=generator, like=h)  # ties at random
     h, f = h[order], f[order]
     towards = ((h @ (h.T @ f / size)) * f).sum(dim=1)  # [B] ⟨G_i, r⟩
     norm = h.square().sum(dim=1) * f.square().sum(dim=1)  # [B] ‖G_i‖²
-    start = float(towards.mean())  # ‖r‖²
+    start = towards.mean()  # [] ‖r‖²
     left = start
     basis = h.new_zeros(k, size)  # [K, B] ⟨G_i, e_t⟩
-    picked = torch.zeros(size, dtype=torch.bool, device=h.device)
+    free = h.new_zeros(size)  # [B] 0, or −∞ once picked
+    in_turn = -torch.arange(1.0, size + 1.0, dtype=h.dtype, device=h.device)  # [B] for the rest
     chosen = torch.empty(k, dtype=torch.int64, device=h.device)
     pull = h.new_zeros(k)  # [K] |⟨G_i, r⟩| when picked
-    done = 0
-    while done < k and left > _SMALL**2 * start:
-        size_of = towards.abs().masked_fill(picked, -1.0 if rule == "greedy" else 0.0)
-        if rule == "sample":
-            if not bool(size_of.any()):
-                break
-            new = int(torch.multinomial(size_of, 1, generator=generator))
-        else:
-            new = int(size_of.argmax())
-        chosen[done], pull[done] = new, size_of[new]
-        picked[new] = True
-        seen = basis[:done, new]  # [t]
-        across = norm[new] - seen.square().sum()  # ‖G_new‖² across the picked ones
-        if float(across) > _SMALL**2 * float(norm[new]):
-            column = (h @ h[new]) * (f @ f[new])  # [B] ⟨G_i, G_new⟩
-            length = across.sqrt()
-            along = (column - seen @ basis[:done]) / length  # [B] ⟨G_i, e⟩
-            share = towards[new] / length  # ⟨e, r⟩: G_new's part along the picked ones meets r in 0
-            towards = towards - share * along
-            basis[done] = along
-            left -= float(share) ** 2
-        done += 1
-    rest = (~picked).nonzero().squeeze(1)[: k - done]  # the rows are in random order already
-    chosen[done:] = rest
+    # Every number stays a tensor, because an accelerator would be waited for at every pick.
+    for done in range(k):
+        size_of = towards.abs()
+        pulls = left > _SMALL**2 * start  # []
+        race = size_of
+        if rule == "sample":  # the largest p_i/E_i is a draw with p_i
+            pulls = pulls & (size_of + free > 0).any()
+            race = size_of / exponential(size, generator=generator, like=h)
+        new = (torch.where(pulls, race, in_turn) + free).argmax(dim=0, keepdim=True)  # [1]
+        chosen[done] = new[0]
+        pull[done] = torch.where(pulls, size_of[new], 0.0)[0]
+        free.index_fill_(0, new, float("-inf"))
+        seen = basis[:done].index_select(1, new)  # [t, 1]
+        across = norm[new] - seen.square().sum()  # [1] ‖G_new‖² across the picked ones
+        grows = pulls & (across > _SMALL**2 * norm[new])  # [1]
+        column = h.mv(h.index_select(0, new)[0]) * f.mv(f.index_select(0, new)[0])  # [B]
+        length = across.clamp(min=torch.finfo(h.dtype).tiny).sqrt()
+        along = (column - seen[:, 0] @ basis[:done]) / length * grows  # [B] ⟨G_i, e⟩
+        share = towards[new] / length * grows  # ⟨e, r⟩: what lies along the picked ones meets r in 0
+        towards = towards - share * along
+        basis[done] = along
+        left = left - share.square()[0]
     return Selection(index=order[chosen], weight=h.new_ones(k), info={"score": pull})

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from reducible.picks._checks import check_scores
+from reducible.picks._checks import check_shape, has_ties
+from reducible.picks._draws import shuffled
 from reducible.types import Selection
 
 
@@ -13,13 +14,14 @@ def top_k(
     """The k candidates with the largest scores, best first; ties fall by the generator.
 
     Shuffling first makes every order of equal scores equally likely, so that clipped scores do
-    not favour low positions. It is left out where the k largest are seen to differ from each other
-    and from the rest, for then every order of the candidates gives the same choice.
+    not favour low positions. It is left out if the k largest differ from each other and from the
+    rest, because then every order of the candidates gives the same choice. Ties fall alike on every
+    device, because they are broken on the CPU.
 
     Args:
         scores: [B], finite.
         k: how many, 1 ≤ k ≤ B.
-        generator: on the scores' device; draws where scores are tied, or more than a thousand.
+        generator: on any device; draws if scores are tied.
         ids: [B] int64, named in errors.
 
     Returns:
@@ -28,13 +30,12 @@ def top_k(
     Raises:
         SelectionError: a score is not finite, or k is out of range.
     """
-    numbers = check_scores(scores, k, ids)
-    if numbers:
-        best = scores.topk(k)
-        largest = best.values.tolist()
-        if len(set(largest)) == k and numbers.count(largest[-1]) == 1:
-            return Selection(best.indices, scores.new_ones(k), {"score": best.values})
-    order = torch.randperm(scores.numel(), generator=generator, device=scores.device)  # [B]
-    best = scores.index_select(0, order).topk(k)
-    index = order.index_select(0, best.indices)
-    return Selection(index, scores.new_ones(k), {"score": best.values})
+    check_shape(scores, k)
+    best = scores.topk(k)
+    if not has_ties(scores, best.values, ids):
+        return Selection(best.indices, scores.new_ones(k), {"score": best.values})
+    here = scores.cpu()
+    order = shuffled(here.numel(), generator=generator, like=here)  # [B]
+    index = order.index_select(0, here.index_select(0, order).topk(k).indices)
+    index = index.to(scores.device, non_blocking=True)
+    return Selection(index, scores.new_ones(k), {"score": scores.index_select(0, index)})

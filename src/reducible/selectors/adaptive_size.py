@@ -18,7 +18,7 @@ from reducible.types import Evidence, Selection, require_between
 
 def moving_average(average: Tensor | None, value: Tensor, *, beta: float) -> Tensor:
     """β·average + (1 − β)·value; the value itself at the start."""
-    return value if average is None else beta * average + (1.0 - beta) * value
+    return value if average is None else beta * average.to(value.device) + (1.0 - beta) * value
 
 
 @final

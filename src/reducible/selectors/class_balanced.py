@@ -11,6 +11,7 @@ from torch import Tensor
 from reducible import scores
 from reducible.picks import diverse_top_k
 from reducible.picks._checks import check_scores
+from reducible.picks._draws import shuffled
 from reducible.selectors.adaptive_size import moving_average
 from reducible.selectors.base import Selector, check_state_keys
 from reducible.types import Evidence, Selection, require_between, require_one_of
@@ -111,14 +112,14 @@ class RhoClassBalanced(Selector):
             )
             excess = means - averages
             share = (excess - excess.max()).exp().clamp(min=1e-300).cpu()  # ∝ r_t, never 0
-            mixed = torch.randperm(len(present), generator=generator, device=rho.device).cpu()
+            mixed = shuffled(len(present), generator=generator, like=room)
             quota = torch.empty_like(room)  # equal remainders favour no class
             quota[mixed] = quotas(share[mixed], room[mixed], k, k_min=self._k_min)
         elif k >= len(present):
             quota = room.clamp(max=k // len(present))
         else:  # fewer rows than classes: one of each of k classes
-            lucky = torch.randperm(len(present), generator=generator, device=rho.device)[:k]
-            quota = torch.zeros_like(room).index_fill_(0, lucky.cpu(), 1)
+            lucky = shuffled(len(present), generator=generator, like=room)[:k]
+            quota = torch.zeros_like(room).index_fill_(0, lucky, 1)
         features = evidence.require("features")
         chosen = [
             r[

@@ -11,6 +11,7 @@ from torch import Tensor
 from reducible import scores
 from reducible.picks import residual_pursuit
 from reducible.picks._checks import CURE
+from reducible.picks._draws import shuffled
 from reducible.selectors.base import Selector, check_state_keys
 from reducible.types import Evidence, Selection, require_between, require_finite, require_one_of
 
@@ -57,9 +58,9 @@ class DivBS(Selector):
         coordinates = self._coordinates
         if coordinates is None:
             total = h.shape[1] * f.shape[1]
-            order = torch.randperm(total, generator=generator, device=h.device)
+            order = shuffled(total, generator=generator, like=h)
             self._drawn = coordinates = order[: self._project]
-        width = f.shape[1]
+        coordinates, width = coordinates.to(h.device), f.shape[1]
         products = h[:, coordinates // width] * f[:, coordinates % width]  # [B, m]
         return products, torch.ones_like(f[:, :1])
 

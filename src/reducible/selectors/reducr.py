@@ -115,7 +115,7 @@ class Reducr(Selector):
         if self._class_holdout:
             gap = excess - evidence.require("group_holdout_loss").to(excess)  # [K, G]
         change = gap.sum(dim=0) if self._reduce == "sum" else gap.mean(dim=0)  # [G]
-        self._total = change if self._total is None else self._total + change
+        self._total = change if self._total is None else self._total.to(change.device) + change
 
     def state_dict(self) -> dict[str, Any]:
         """S, or None before the first update."""

@@ -7,6 +7,7 @@ from typing import final
 import torch
 
 from reducible.picks._checks import check_k
+from reducible.picks._draws import shuffled
 from reducible.selectors.base import Selector
 from reducible.types import Evidence, Selection
 
@@ -19,5 +20,5 @@ class Uniform(Selector):
         """A random k-subset of the candidates."""
         ids = evidence.ids
         check_k(k, ids.numel())
-        order = torch.randperm(ids.numel(), generator=generator, device=ids.device)
+        order = shuffled(ids.numel(), generator=generator, like=ids)
         return Selection(index=order[:k], weight=torch.ones(k, device=ids.device))
