@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test bench docs mutation format clean
+.PHONY: demo test bench docs mutation gpu format clean
 
 # The main job, on embedded data. Needs Python 3.11 or newer with venv, nothing else.
 demo: $(VENV)/.ready
@@ -19,6 +19,10 @@ test: $(VENV)/.ready-dev
 # What selection costs on this machine, beside its floor.
 bench: $(VENV)/.ready
 	$(BIN)/reducible bench
+
+# Tests and timings on a CUDA device, by the torch that is there; says so if there is no device.
+gpu:
+	PYTHONPATH=src $$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)) scripts/gpu.py
 
 # Method pages and result tables, from the table of rules and the results files.
 docs: $(VENV)/.ready

@@ -96,7 +96,7 @@ def random_progress(
     """Mean cosine with ``target`` ([C, D + 1]) of the gradients of ``k`` random rows."""
     found: list[float] = []
     for _ in range(_DRAWS):
-        rows = torch.randperm(error.shape[0], generator=generator, device=error.device)[:k]
+        rows = torch.randperm(error.shape[0], generator=generator)[:k].to(error.device)
         found.append(cosine(last_layer_gradient(error[rows], features[rows]), target))
     return statistics.mean(found)
 

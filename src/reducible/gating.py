@@ -153,18 +153,16 @@ class Gating:
         seconds = 0.0
         for _ in range(2):
             began = self._ledger.now()
-            self._selector.choose(look, rows, generator=self._draws(few.ids, step))
+            self._selector.choose(look, rows, generator=self._draws(step))
             middle = self._ledger.now()
             with self._ledger.phase("score"):
                 measure(self._model, few, _SEEN, _EVAL, task=self._task)
             seconds = max(middle - began, self._ledger.now() - middle)
         return seconds / rows
 
-    def _draws(self, like: Tensor, step: int) -> torch.Generator:
+    def _draws(self, step: int) -> torch.Generator:
         """The stream of trials, apart from that of choices."""
-        device = next(self._model.parameters(), like).device
-        generator = torch.Generator(device=device)
-        return generator.manual_seed(stream_seed(self._seed ^ _STREAM, step))
+        return torch.Generator().manual_seed(stream_seed(self._seed ^ _STREAM, step))
 
     def _try(
         self, candidates: Candidates, k: int, epoch: int, step: int
@@ -182,7 +180,7 @@ class Gating:
             held = measure(self._model, self._held(), _SEEN, _EVAL, task=self._task)
             error, features = error_of(here), here.require("features")
             target, probability = progress_direction(held), label_probability(held)
-            generator = self._draws(candidates.ids, step)
+            generator = self._draws(step)
             by_chance = random_progress(error, features, target, k, generator=generator)
         trials: list[Trial] = []
         for m in self._settings(size, k):

@@ -215,7 +215,7 @@ class SelectingLoader:
         return len(self._passes)
 
     def __iter__(self) -> Iterator[Chosen]:
-        device = next(self._model.parameters(), torch.empty(0)).device
+        device = _device_of(self._model)
         generator = torch.Generator()  # on the CPU: the same draws on every device
         if not self._passes.resuming:
             self._waiting = []  # of a pass that was broken off
@@ -253,7 +253,7 @@ class SelectingLoader:
             through = self._gating.let_through(candidates, k, **now)
             if through is None:
                 rows = self._gating.plain_rows(size, k, self._step)
-                return [_plain(candidates, rows, self._device)]
+                return [_plain(candidates, rows, _device_of(self._model))]
             candidates = through
         generator.manual_seed(seed)
         look = self._measuring.look(
@@ -371,3 +371,7 @@ def _plain(candidates: Candidates, positions: Tensor, device: torch.device) -> P
     """Rows at random, without weights."""
     ids = candidates.ids[positions.to(candidates.ids.device)]
     return Part(positions, ids, torch.ones(positions.numel(), device=device), {}, {})
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters(), torch.empty(0)).device

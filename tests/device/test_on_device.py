@@ -51,7 +51,7 @@ def evidence_at(step: int) -> rd.Evidence:
 
 
 def put(accelerator: Any, evidence: rd.Evidence) -> rd.Evidence:
-    """The same on the accelerator; step, epoch and total_steps stay on the CPU, as the loop's do."""
+    """The same on the accelerator; the loop keeps step, epoch and total_steps on the CPU."""
     there = {n: accelerator.put(getattr(evidence, n)) for n in EVIDENCE_FIELDS}
     holdout = accelerator.put(evidence.context["group_holdout_loss"])
     context = {**evidence.context, "group_holdout_loss": holdout}

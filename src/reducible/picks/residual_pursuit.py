@@ -74,7 +74,9 @@ def residual_pursuit(
         column = h.mv(h.index_select(0, new)[0]) * f.mv(f.index_select(0, new)[0])  # [B]
         length = across.clamp(min=torch.finfo(h.dtype).tiny).sqrt()
         along = (column - seen[:, 0] @ basis[:done]) / length * grows  # [B] ⟨G_i, e⟩
-        share = towards[new] / length * grows  # ⟨e, r⟩: what lies along the picked ones meets r in 0
+        share = (
+            towards[new] / length * grows
+        )  # ⟨e, r⟩: what lies along the picked ones meets r in 0
         towards = towards - share * along
         basis[done] = along
         left = left - share.square()[0]
