@@ -7,6 +7,7 @@ often its numbers are asked for, which is what makes a program wait for an accel
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -170,27 +171,18 @@ class Accelerator:
             torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.fixture(
-    params=[
-        "far",
-        pytest.param(
-            "cuda",
-            marks=[
-                pytest.mark.gpu,
-                pytest.mark.skipif(
-                    not torch.cuda.is_available(),
-                    reason="no CUDA device here; `make gpu` runs these on a machine that has one",
-                ),
-            ],
-        ),
-    ]
-)
-def accelerator(request: pytest.FixtureRequest) -> Iterator[Accelerator]:
-    """The far device, and a CUDA device if there is one."""
-    if request.param == "cuda":
+_IN_ITS_OWN_PROCESS = "REDUCIBLE_TEST_FAR" in os.environ
+
+
+if _IN_ITS_OWN_PROCESS:  # before the first backward pass, which counts the devices there are
+    _setup_privateuseone_for_python_backend("far", backend_module=_Backend())
+
+
+@pytest.fixture
+def accelerator() -> Iterator[Accelerator]:
+    """The far device in the process that test_far.py starts; elsewhere a CUDA device."""
+    if not _IN_ITS_OWN_PROCESS:
         yield Accelerator(torch.device("cuda", 0))
         return
-    if not hasattr(torch, "far"):
-        _setup_privateuseone_for_python_backend("far", backend_module=_Backend())
     with FarMode():
         yield Accelerator(torch.device(FAR))

@@ -1,8 +1,12 @@
-"""On an accelerator: the same choices as on the CPU, and hardly a wait for it."""
+"""On an accelerator: the same choices as on the CPU, and hardly a wait for it.
+
+Run on a CUDA device by `make gpu`, and on a stand-in for one by test_far.py.
+"""
 
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,14 @@ import reducible as rd
 from reducible.picks import top_k
 from reducible.records import PickWriter
 from reducible.types import EVIDENCE_FIELDS
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available() and "REDUCIBLE_TEST_FAR" not in os.environ,
+        reason="no CUDA device here; `make gpu` runs these on one, test_far.py on a stand-in",
+    ),
+]
 
 B, C, D, S, K = 24, 4, 6, 3, 5
 BY_BATCH = [name for name, row in rd.SELECTORS.items() if row.build().horizon == "batch"]
