@@ -28,7 +28,7 @@ gpu:
 docs: $(VENV)/.ready
 	$(BIN)/python scripts/make_docs.py
 
-# Break the selection rules one small way at a time; prints what no test notices.
+# Break the rules, the loop, the gate and the plans one small way at a time; prints what no test notices.
 mutation: $(VENV)/.ready-dev
 	$(BIN)/python scripts/mutate.py
 

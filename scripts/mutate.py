@@ -1,11 +1,11 @@
-"""Break the selection rules one small way at a time; tests that stay green are too weak.
+"""Break the rules, the loop, the gate and the plans one small way at a time; tests must notice.
 
-Each mutant is one changed operator, constant, comparison, keyword or statement in scores/, picks/
-or selectors/. It lives in the memory of a forked process only: torch and pytest are imported once,
-no file is written. A mutant is given the tests that enter its function, the
-fastest first; it is caught where one fails, or does not end.
+Each mutant is one changed operator, constant, comparison, keyword or statement. It lives in the
+memory of a forked process only: torch and pytest are imported once, no file is written. A mutant is
+given the tests that enter its function, the fastest first; it is caught if one fails, or does not
+end.
 
-    .venv/bin/python scripts/mutate.py [--only class_balanced] [--every 1] [--jobs 2]
+    .venv/bin/python scripts/mutate.py [--part loop] [--only class_balanced] [--every 1] [--jobs 2]
 """
 
 from __future__ import annotations
@@ -35,8 +35,19 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src"
-FOLDERS = ("scores", "picks", "selectors")
-TESTS = ("tests/scores", "tests/picks", "tests/selectors", "tests/contract")
+# What is broken, below src/reducible, and the tests that are to notice.
+PARTS = {
+    "rules": (
+        ("scores/*.py", "picks/*.py", "selectors/*.py"),
+        ("tests/scores", "tests/picks", "tests/selectors", "tests/contract"),
+    ),
+    "loop": (
+        ("loop.py", "passes.py", "loaders.py", "epochs.py"),
+        ("tests/test_loop.py", "tests/test_loaders.py", "tests/test_epochs.py", "tests/golden"),
+    ),
+    "gate": (("gate.py", "gating.py"), ("tests/test_gate.py",)),
+    "plans": (("plans.py",), ("tests/test_plans.py",)),
+}
 PATIENCE = 10  # seconds, and times what a test takes; a mutant that loops for ever is caught, too
 
 OTHER_OPERATOR: dict[type[ast.AST], type[ast.AST]] = {
@@ -275,14 +286,14 @@ def _run(plugin: object, files: list[str], arguments: list[str]) -> int:
         return int(pytest.main([*options, *files], plugins=[plugin]))
 
 
-def watched(arguments: list[str]) -> Watch | None:
+def watched(tests: tuple[str, ...], arguments: list[str]) -> Watch | None:
     """What every test enters, found in a fork so that this process imports nothing of ours."""
     read, write = os.pipe()
     pid = os.fork()
     if not pid:
         os.close(read)
         watch = Watch()
-        code = _run(watch, list(TESTS), arguments)
+        code = _run(watch, list(tests), arguments)
         with os.fdopen(write, "wb") as pipe:
             pickle.dump((watch.entered, watch.seconds), pipe)
         os._exit(code)
@@ -338,6 +349,7 @@ def start(path: Path, mutant: Mutant, watch: Watch, arguments: list[str]) -> int
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", default="", choices=["", *PARTS], help="all where empty")
     parser.add_argument("--only", default="", help="files whose path holds one of these, by commas")
     parser.add_argument("--every", type=int, default=1, help="one mutant in so many")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
@@ -351,38 +363,49 @@ def main() -> int:
 
     torch.set_num_threads(1)
 
-    paths = [p for f in FOLDERS for p in sorted((SOURCE / "reducible" / f).glob("*.py"))]
-    work = [
-        (p, m)
-        for p in paths
-        if any(o in str(p) for o in chosen.only.split(","))
-        for m in mutants(p)
-    ][:: chosen.every]
-    watch = watched(arguments)
-    if watch is None:
-        print("The tests fail before anything is changed.")
+    scores = [
+        _broken(name, chosen.only.split(","), chosen.every, chosen.jobs, arguments)
+        for name in PARTS
+        if chosen.part in ("", name)
+    ]
+    if None in scores:
         return 2
+    caught, made = (sum(counts) for counts in zip(*filter(None, scores), strict=True))
+    print(f"{caught} of {made} caught, {caught / max(1, made):.1%}, in all")
+    return 0
+
+
+def _broken(
+    part: str, only: list[str], every: int, jobs: int, arguments: list[str]
+) -> tuple[int, int] | None:
+    """Mutants caught, and made, of one part; None if its tests fail beforehand."""
+    globs, tests = PARTS[part]
+    paths = [p for glob in globs for p in sorted((SOURCE / "reducible").glob(glob))]
+    work = [(p, m) for p in paths if any(o in str(p) for o in only) for m in mutants(p)][::every]
+    watch = watched(tests, arguments) if work else Watch()
+    if watch is None:
+        print(f"The tests of {part} fail before anything is changed.")
+        return None
     gc.freeze()  # what is here already need not be searched in every fork
+    alive, began = 0, time.monotonic()
     running: dict[int, tuple[Path, Mutant]] = {}
-    alive: list[tuple[Path, Mutant]] = []
-    began, done, queue = time.monotonic(), 0, list(reversed(work))
+    done, queue = 0, list(reversed(work))
     while queue or running:
-        while queue and len(running) < chosen.jobs:
+        while queue and len(running) < jobs:
             path, mutant = queue.pop()
             running[start(path, mutant, watch, arguments)] = (path, mutant)
         pid, status = os.wait()
         path, mutant = running.pop(pid)
         done += 1
         if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 1:
-            alive.append((path, mutant))
+            alive += 1
             print(f"{path.relative_to(ROOT)}:{mutant[2]}: {mutant[0]}")
             print(difference(path, mutant[1]), flush=True)
         if done % 50 == 0:
             print(f"… {done} of {len(work)}", flush=True)
-    caught = len(work) - len(alive)
-    seconds = time.monotonic() - began
-    print(f"{caught} of {len(work)} caught, {caught / max(1, len(work)):.1%}, in {seconds:.0f} s")
-    return 0
+    caught, seconds = len(work) - alive, time.monotonic() - began
+    print(f"{part}: {caught} of {len(work)} caught in {seconds:.0f} s", flush=True)
+    return caught, len(work)
 
 
 if __name__ == "__main__":
