@@ -22,6 +22,7 @@ from reducible.plans import Plan, noise_floor_loss
 from reducible.scorers import CoTrained, early_exit
 from reducible.selectors import SELECTORS, Chain, Scheduled, Scored, Selector, selector
 from reducible.stores import IrreducibleLossStore, WithIds
+from reducible.structure import register_batch_type
 from reducible.tasks import Classification, SequenceClassification, Task
 from reducible.types import (
     Candidates,
@@ -73,6 +74,7 @@ __all__ = [
     "fit_proxy",
     "measure",
     "noise_floor_loss",
+    "register_batch_type",
     "scores",
     "selector",
     "weighted_mean",

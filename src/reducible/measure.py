@@ -91,7 +91,7 @@ class Scoring:
                 tensor = tensor[:, : self.max_length]
             return tensor
 
-        return map_batch(batch, smaller, lambda rows: rows)
+        return map_batch(batch, smaller)
 
 
 def least_rows(model: nn.Module, scoring: Scoring) -> int:

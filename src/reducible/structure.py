@@ -1,76 +1,217 @@
-"""Batches of any structure: tuples, dicts and lists whose tensors lead with B."""
+"""Batches of any structure: what leads with B in them is gathered, moved and mapped."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import copy
+import dataclasses
+import numbers
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from reducible.types import DataError
+from reducible.types import ConfigurationError, DataError
+
+_CONSTANT = (str, bytes, numbers.Number, np.generic, torch.dtype, torch.device, type(None))
+"""What stands in a batch once, for all of its rows."""
 
 
-def map_batch(
-    batch: Any, on_tensor: Callable[[Tensor], Any], on_rows: Callable[[list], Any]
-) -> Any:
-    """``batch`` with its tensors and its lists of non-tensors mapped, its structure kept."""
-    if isinstance(batch, Tensor):
-        return on_tensor(batch)
-    if isinstance(batch, tuple):
-        parts = [map_batch(v, on_tensor, on_rows) for v in batch]
-        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
-    if isinstance(batch, Mapping):
-        items = {k: map_batch(v, on_tensor, on_rows) for k, v in batch.items()}
-        return items if type(batch) is dict else type(batch)(items)  # pyright: ignore[reportCallIssue]
-    if isinstance(batch, list):
-        if any(isinstance(v, Tensor | Mapping | tuple | list) for v in batch):
-            return [map_batch(v, on_tensor, on_rows) for v in batch]
-        return on_rows(batch)
-    return batch
+class _Hook(NamedTuple):
+    gather: Callable[[Any, Tensor], Any]
+    to_device: Callable[[Any, torch.device], Any]
+
+
+_HOOKS: dict[type, _Hook] = {}
+
+
+def register_batch_type(
+    kind: type,
+    *,
+    gather: Callable[[Any, Tensor], Any],
+    to_device: Callable[[Any, torch.device], Any] = lambda part, _: part,
+) -> None:
+    """Say how rows are taken from a type of one's own that stands in batches.
+
+    Tensors, NumPy arrays, lists, tuples, mappings and dataclasses need no such word.
+
+    Args:
+        kind: the type; types derived from it are meant too.
+        gather: (part, [K] int64 positions) → the part with these rows alone.
+        to_device: (part, device) → the part on the device; as it is by default.
+
+    Raises:
+        ConfigurationError: ``kind`` is no class.
+
+    >>> class Boxes:
+    ...     def __init__(self, of):
+    ...         self.of = of
+    >>> register_batch_type(Boxes, gather=lambda part, rows: Boxes([part.of[i] for i in rows]))
+    >>> gather((torch.arange(3), Boxes("abc")), torch.tensor([2, 0]), 3)[1].of
+    ['c', 'a']
+    """
+    if not isinstance(kind, type):
+        raise ConfigurationError(f"a type is registered, got {kind!r}: pass the class itself.")
+    _HOOKS[kind] = _Hook(gather, to_device)
+
+
+def _hook_of(part: Any) -> _Hook | None:
+    return next((_HOOKS[kind] for kind in type(part).__mro__ if kind in _HOOKS), None)
 
 
 def gather(batch: Any, index: Tensor, size: int) -> Any:
-    """Rows ``index`` ([K] int64) of every tensor and every list of ``size`` items in ``batch``.
+    """Rows ``index`` ([K] int64) of everything in ``batch`` that leads with its ``size`` rows.
 
-    Tensors are gathered on their own device, by one copy each.
+    Tensors are gathered on their own device, by one copy each. A list or tuple of ``size`` items
+    is a part by row (of texts, or of tensors of different shapes) unless it is the batch itself.
+    Numbers, texts and None stand for all rows and are kept.
 
     Raises:
-        DataError: a tensor does not lead with ``size`` rows.
+        DataError: something does not lead with ``size`` rows, may be meant by row or as parts, or
+            is of a type that is not known here; the cure with it.
     """
-
     if type(batch) is tuple:  # the usual case, by hand: it comes up at every step
         parts: list[Any] = []
         for part in batch:
             whole = isinstance(part, Tensor)
-            parts.append(_rows(part, index, size) if whole else gather(part, index, size))
+            parts.append(_rows(part, index, size) if whole else _gather(part, index, size))
         return tuple(parts)
-    return map_batch(
-        batch,
-        lambda tensor: _rows(tensor, index, size),
-        lambda items: _items(items, index, size),
+    if _is_sequence(batch):
+        return _sequence(batch, [_gather(part, index, size) for part in batch])
+    return _gather(batch, index, size)
+
+
+def _gather(part: Any, index: Tensor, size: int) -> Any:
+    if isinstance(part, Tensor):
+        return _rows(part, index, size)
+    hook = _hook_of(part) if _HOOKS else None
+    if hook is not None:
+        return hook.gather(part, index)
+    if isinstance(part, np.ndarray):
+        if part.ndim == 0 or part.shape[0] != size:
+            raise _does_not_lead("an array", part.shape, size)
+        return part[index.cpu().numpy()]
+    if _is_sequence(part):
+        if _by_row(part, size):
+            return _sequence(part, [part[i] for i in index.tolist()])
+        return _sequence(part, [_gather(v, index, size) for v in part])
+    if isinstance(part, Mapping):
+        return _mapping(part, {k: _gather(v, index, size) for k, v in part.items()})
+    if dataclasses.is_dataclass(part) and not isinstance(part, type):
+        return _fields(part, lambda value: _gather(value, index, size))
+    if isinstance(part, _CONSTANT):
+        return part
+    raise DataError(
+        f"a {type(part).__name__} in a batch of {size} ids: how its rows are taken is not known. "
+        f"Say it once: reducible.register_batch_type({type(part).__name__}, gather=…). Or let the "
+        "collate function leave it out."
     )
 
 
 def _rows(tensor: Tensor, index: Tensor, size: int) -> Tensor:
-    if tensor.dim() == 0 or tensor.shape[0] != size:
+    if tensor.is_nested:
         raise DataError(
-            f"a tensor of shape {tuple(tensor.shape)} in a batch of {size} ids: every tensor "
-            "must lead with the batch. Move what is not per example out of the batch."
+            f"a nested tensor in a batch of {size} ids: its rows cannot be taken. Pad it, or put "
+            "a list of its tensors into the batch."
         )
+    if tensor.dim() == 0 or tensor.shape[0] != size:
+        raise _does_not_lead("a tensor", tuple(tensor.shape), size)
     return tensor.index_select(0, beside(index, tensor))
 
 
-def _items(items: list[Any], index: Tensor, size: int) -> list[Any]:
-    if len(items) != size:
-        raise DataError(f"a list of {len(items)} items in a batch of {size} ids.")
-    return [items[i] for i in index.tolist()]
+def _does_not_lead(what: str, shape: Any, size: int) -> DataError:
+    return DataError(
+        f"{what} of shape {tuple(shape)} in a batch of {size} ids: everything must lead with the "
+        "batch. Move what is not per example out of the batch, or pass a number as a number."
+    )
+
+
+def _is_sequence(part: Any) -> bool:
+    return isinstance(part, tuple | list)
+
+
+def _by_row(part: Any, size: int) -> bool:
+    """Whether a list or tuple inside a batch has an item per row, not a part per item.
+
+    Raises:
+        DataError: it has neither ``size`` items nor parts, or may be meant either way.
+    """
+    if hasattr(part, "_fields") or not part:  # a named tuple has parts
+        return False
+    inner = [v for v in part if isinstance(v, Tensor | np.ndarray | Mapping | tuple | list)]
+    if len(part) != size:
+        if not inner and not all(v is None for v in part):
+            raise DataError(
+                f"a {type(part).__name__} of {len(part)} items in a batch of {size} ids."
+            )
+        return False
+    if len(inner) < size or not all(_leads(v, size) for v in inner):
+        return True
+    raise DataError(
+        f"a {type(part).__name__} of {size} items in a batch of {size} ids, each of which leads "
+        f"with {size} itself: one item a row, or parts that have all rows? Stack the items, or put "
+        "the parts into a mapping."
+    )
+
+
+def _leads(part: Any, size: int) -> bool:
+    """Whether everything in ``part`` leads with ``size``."""
+    if isinstance(part, Tensor | np.ndarray):
+        return part.ndim > 0 and part.shape[0] == size
+    if isinstance(part, Mapping):
+        return bool(part) and all(_leads(v, size) for v in part.values())
+    return _is_sequence(part) and len(part) == size
+
+
+def _sequence(like: Any, items: list[Any]) -> Any:
+    if hasattr(like, "_fields"):
+        return type(like)(*items)
+    return items if type(like) is list else type(like)(items)
+
+
+def _mapping(like: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+    if type(like) is dict:
+        return items
+    try:
+        return type(like)(items)  # pyright: ignore[reportCallIssue]
+    except TypeError:  # it is made in another way, as a defaultdict is
+        if not isinstance(like, MutableMapping):
+            return items
+        made = copy.copy(like)
+        made.update(items)
+        return made
+
+
+def _fields(like: Any, change: Callable[[Any], Any]) -> Any:
+    made = copy.copy(like)
+    for field in dataclasses.fields(like):
+        object.__setattr__(made, field.name, change(getattr(like, field.name)))
+    return made
+
+
+def map_batch(batch: Any, on_tensor: Callable[[Tensor], Any]) -> Any:
+    """``batch`` with its tensors mapped, its structure and all else kept."""
+    if isinstance(batch, Tensor):
+        return on_tensor(batch)
+    return _inside(batch, lambda part: map_batch(part, on_tensor))
+
+
+def _inside(batch: Any, change: Callable[[Any], Any]) -> Any:
+    """``batch`` with ``change`` applied to its parts; itself if it has none."""
+    if _is_sequence(batch):
+        return _sequence(batch, [change(part) for part in batch])
+    if isinstance(batch, Mapping):
+        return _mapping(batch, {key: change(part) for key, part in batch.items()})
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        return _fields(batch, change)
+    return batch
 
 
 def beside(tensor: Tensor, other: Tensor) -> Tensor:
     """``tensor`` on the device of ``other``.
 
-    On the CPU two flags say that it is there, for less than ``to`` takes to find nothing to do.
+    Skips ``Tensor.to`` if both are on the CPU: two flags cost less than a ``to`` that does nothing.
     """
     if tensor.is_cpu and other.is_cpu:
         return tensor
@@ -79,11 +220,19 @@ def beside(tensor: Tensor, other: Tensor) -> Tensor:
 
 def to_device(batch: Any, device: torch.device) -> Any:
     """``batch`` with its tensors on ``device``; copies from pinned memory do not block."""
-    if isinstance(batch, tuple):  # the usual case on a CPU, for it comes up at every step
+    if isinstance(batch, tuple):  # the usual case on a CPU, by hand: it comes up at every step
         for part in batch:
             if not isinstance(part, Tensor) or part.device != device:
                 break
         else:
             return batch
-    wait = device.type == "cpu"  # or values are read before they are there
-    return map_batch(batch, lambda t: t.to(device, non_blocking=not wait), lambda r: r)
+    return _moved(batch, device, device.type != "cpu")  # or values are read too early
+
+
+def _moved(part: Any, device: torch.device, non_blocking: bool) -> Any:
+    if isinstance(part, Tensor):
+        return part.to(device, non_blocking=non_blocking)
+    hook = _hook_of(part) if _HOOKS else None
+    if hook is not None:
+        return hook.to_device(part, device)
+    return _inside(part, lambda inner: _moved(inner, device, non_blocking))
