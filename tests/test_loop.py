@@ -854,6 +854,40 @@ def test_nan_logits_name_their_ids_and_nothing_is_trained() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize("rule", ["uniform", "rs2", "infobatch"])
+@pytest.mark.parametrize("told", ["mean", "remember"])
+def test_a_diverged_model_is_noticed_by_rules_that_do_not_look(rule: str, told: str) -> None:
+    model, data = _model(), rd.WithIds(Examples())
+    with torch.no_grad():
+        next(model.parameters()).fill_(math.nan)
+    loader = DataLoader(data, batch_size=K if rule == "infobatch" else N_B, shuffle=True)
+    keep = 1.0 if rule == "infobatch" else K
+    batches = rd.SelectingLoader(loader, model, rd.selector(rule), keep=keep, total_steps=50)
+    chosen = next(iter(batches))
+    loss = F.cross_entropy(model(chosen.batch[0]), chosen.batch[1], reduction="none")
+    named = ", ".join(str(i) for i in chosen.ids.tolist())
+    tell: dict[str, Callable[[], Any]] = {
+        "mean": lambda: rd.weighted_mean(loss, chosen.weights, ids=chosen.ids),
+        "remember": lambda: batches.remember(chosen.ids, loss),
+    }
+    with pytest.raises(rd.SelectionError, match=rf"{K} of {K} rows, ids {named}: the model has"):
+        tell[told]()
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.0])
+def test_one_loss_that_is_not_finite_is_named_by_its_row(weight: float) -> None:
+    loss, weights = torch.tensor([1.0, math.inf, 2.0]), torch.tensor([1.0, weight, 1.0])
+    with pytest.raises(rd.SelectionError, match=r"the training loss .* 1 of 3 rows, rows 1: "):
+        rd.weighted_mean(loss, weights)
+    with pytest.raises(rd.SelectionError, match=r"the weight .* 1 of 3 rows, rows 1: "):
+        rd.weighted_mean(weights, loss)
+
+
+def test_a_mean_too_large_for_its_type_is_not_refused() -> None:
+    """Losses are finite; their sum is not, and that is for the user to see."""
+    assert math.isinf(rd.weighted_mean(torch.full((4,), 3e38), torch.ones(4)))
+
+
 # -- accounting -----------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, final
 
@@ -29,27 +30,48 @@ from reducible.selectors import Choice, Scheduled, Selector
 from reducible.stores import IrreducibleLossStore
 from reducible.structure import gather
 from reducible.tasks import Classification, Task, per_example
-from reducible.types import Candidates
+from reducible.types import Candidates, SelectionError, name_ids
 
 
-def weighted_mean(per_example_loss: Tensor, weight: Tensor) -> Tensor:
+def weighted_mean(per_example_loss: Tensor, weight: Tensor, *, ids: Tensor | None = None) -> Tensor:
     """Σ w_i·L_i / K over the K rows given; never divided by Σ w, which would bias it.
 
     Args:
         per_example_loss: [K].
         weight: [K].
+        ids: [K] int64, named in errors; rows are named by their number if None.
 
     Returns:
         [] of the loss's dtype.
 
     Raises:
         DataError: the loss is already reduced, or the shapes differ.
+        SelectionError: a loss is not finite. On an accelerator this is not looked at, because the
+            mean would have to be waited for.
 
     >>> weighted_mean(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 0.5]))
     tensor(1.2500)
     """
     loss = per_example(per_example_loss, weight.shape[0])
-    return (loss * weight.to(loss.dtype)).sum() / weight.shape[0]
+    mean = (loss * weight.to(loss.dtype)).sum() / weight.shape[0]
+    if mean.is_cpu and not torch.compiler.is_compiling() and not math.isfinite(mean.detach()):
+        rows = torch.arange(loss.numel()) if ids is None else ids.cpu()
+        for what, values in (("the training loss", loss.detach()), ("the weight", weight)):
+            _require_finite(what, values, rows, "rows" if ids is None else "ids")
+    return mean
+
+
+def _require_finite(what: str, values: Tensor, names: Tensor, called: str) -> None:
+    """Raise SelectionError naming the rows at which ``values`` ([K]) are not finite."""
+    if math.isfinite(values.sum()):
+        return
+    bad = ~values.isfinite()
+    if bool(bad.any()):
+        raise SelectionError(
+            f"{what} is not finite for {int(bad.sum())} of {values.numel()} rows, {called} "
+            f"{name_ids(names[bad])}: the model has diverged (learning rate too high?), or its "
+            "inputs hold NaN. Nothing is trained on it."
+        )
 
 
 @final
@@ -328,8 +350,15 @@ class SelectingLoader:
         return Chosen(batch, part.ids, part.weights, part.info, part.shadows)
 
     def remember(self, ids: Tensor, per_example_loss: Tensor) -> None:
-        """Report the losses ([K]) of rows that are trained on, for rules that remember them."""
+        """Report the losses ([K]) of rows that are trained on, for rules that remember them.
+
+        Raises:
+            DataError: the loss is already reduced.
+            SelectionError: a loss is not finite; on an accelerator only if the rule remembers it.
+        """
         loss = per_example(per_example_loss, ids.numel())
+        if loss.is_cpu:
+            _require_finite("the training loss", loss.detach(), ids.cpu(), "ids")
         self._measuring.remember(ids, loss, max(self._step - 1, 0))  # of the batch handed out
         if self._planner is not None:
             self._planner.remember(ids, loss, self._step)

@@ -43,8 +43,17 @@ def test_age_counts_steps_since_an_id_was_seen() -> None:
 def test_empty_until_the_first_loss() -> None:
     memory = LossMemory(IDS)
     assert memory.empty
-    memory.remember(IDS[:1], torch.tensor([math.nan]), step=0)
+    memory.remember(IDS[:1], torch.tensor([1.0]), step=0)
     assert not memory.empty
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_is_refused_and_nothing_kept(bad: float) -> None:
+    memory = _some()
+    before = memory.in_data_order.clone()
+    with pytest.raises(rd.SelectionError, match=f"1 of 2 candidates, ids {int(IDS[1])}"):
+        memory.remember(IDS[:2], torch.tensor([9.0, bad]), step=9)
+    torch.testing.assert_close(memory.in_data_order, before, equal_nan=True, rtol=0, atol=0)
 
 
 @settings(deadline=None)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from reducible.stores.identity import require_ids
-from reducible.types import DataError, name_ids
+from reducible.types import DataError, name_ids, require_finite
 
 
 @final
@@ -34,14 +34,21 @@ class LossMemory:
         return where
 
     def remember(self, ids: Tensor, loss: Tensor, step: int) -> None:
-        """Keep ``loss`` ([B]) as the last one of ``ids`` ([B] int64), seen at ``step``."""
+        """Keep ``loss`` ([B]) as the last one of ``ids`` ([B] int64), seen at ``step``.
+
+        Raises:
+            DataError: an id of another data set, or losses of another shape.
+            SelectionError: a loss is not finite.
+        """
         if loss.shape != ids.shape:
             raise DataError(
                 f"losses of shape {tuple(loss.shape)} for {ids.numel()} ids: compute them with "
                 "reduction='none'."
             )
-        rows = self._rows(ids.cpu())
-        self._loss[rows] = loss.detach().to("cpu", torch.float32)
+        ids, loss = ids.cpu(), loss.detach().to("cpu", torch.float32)
+        rows = self._rows(ids)
+        require_finite(loss, ids, "the loss to remember", "The model has diverged.")
+        self._loss[rows] = loss
         self._step[rows] = step
 
     def lookup(self, ids: Tensor) -> Tensor:
