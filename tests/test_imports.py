@@ -18,7 +18,8 @@ import reducible
 SOURCE = Path(reducible.__file__).parent
 
 _ABOVE_LOOP = (
-    "types files schedules scores picks structure selectors stores tasks measure scorers ledger "
+    "types files schedules scores picks structure selectors labels fetching stores tasks measure "
+    "scorers ledger "
     "fitting irreducible plans gate distributed loaders group_holdout measuring epochs seeds "
     "passes chosen gating assembly"
 )
@@ -31,17 +32,19 @@ ALLOWED = {
     "schedules": "",
     "scores": "",
     "ledger": "",
-    "loaders": "",
+    "labels": "types",
+    "fetching": "",
+    "loaders": "fetching",
     "picks": "types",
     "structure": "types",
     "selectors": "types schedules scores picks",
-    "stores": "types files",
-    "tasks": "types",
+    "stores": "types files labels fetching",
+    "tasks": "types labels",
     "measure": "types structure tasks stores",
     "scorers": "types tasks measure",
-    "fitting": "types files structure stores tasks ledger",
-    "irreducible": "types files structure stores tasks scorers measure ledger fitting",
-    "plans": "types files stores",
+    "fitting": "types files structure stores tasks ledger loaders",
+    "irreducible": "types files structure stores tasks scorers measure ledger loaders fitting",
+    "plans": "types files labels stores",
     "gate": "types",
     "distributed": "types picks",
     "group_holdout": "types structure stores tasks measure",

@@ -6,9 +6,11 @@ import itertools
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -204,6 +206,34 @@ def test_a_plan_that_takes_in_the_holdout() -> None:
     for judged in (3, 5):  # one kept, one dropped
         with pytest.raises(rd.DataError, match=rf"judged ids {judged} already"):
             plan.including(torch.tensor([8, judged]))
+
+
+@pytest.mark.parametrize("of", [list, tuple, np.array, lambda v: np.array(v, dtype=np.int32)])
+def test_ids_and_labels_as_data_sets_have_them(of: Callable[[list[int]], Any]) -> None:
+    options: dict[str, Any] = {"noise_floor": FLOOR, "multiple": 2.0}
+    store = _store(fingerprint=fingerprint(torch.arange(6), LABELS))
+    made = rd.Plan.from_irreducible_loss(store, range(6), of(LABELS.tolist()), **options)
+    assert made.ids.tolist() == [0, 1, 3, 4]
+    column = torch.as_tensor(of(LABELS.tolist())).view(6, 1)
+    assert rd.Plan.from_irreducible_loss(store, range(6), column, **options).ids.equal(made.ids)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.nn.functional.one_hot(LABELS), r"one-hot. Take y.argmax\(dim=1\)"),
+        (LABELS.float(), r"floats that hold whole numbers. Take y.long\(\)"),
+        (LABELS.tolist()[:-1] + [0.5], "no classes"),
+        (["a", "a", "a", "b", "b", "b"], r"strings such as 'a'. Number the classes once"),
+        (np.array(["a", "b"] * 3), "got ndarray"),
+        ([0, 1], r"6 ids but labels of shape \(2,\)"),
+    ],
+)
+def test_labels_that_are_no_classes(labels: Any, message: str) -> None:
+    with pytest.raises(rd.DataError, match=message):
+        rd.Plan.from_irreducible_loss(_store(), range(6), labels, noise_floor=FLOOR)
+    with pytest.raises(rd.DataError, match="strings such as 'a'. Hash them once"):
+        rd.Plan.from_irreducible_loss(_store(), list("abcdef"), LABELS, noise_floor=FLOOR)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_class_without_examples() -> None:

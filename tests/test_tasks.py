@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reducible.measure import Scoring, measure
@@ -70,10 +71,30 @@ def test_a_name_that_is_not_there() -> None:
         Classification(targets=4).targets((X, Y))
 
 
-@pytest.mark.parametrize("wrong", [Y.float(), Y.view(6, 1), [0, 1], torch.tensor(1)])
-def test_labels_of_another_kind(wrong: Any) -> None:
-    with pytest.raises(DataError, match=r"must be a tensor of whole numbers of shape \[B\], got"):
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (Y.float(), r"float32 of shape \(6,\): floats that hold whole numbers. Take y.long\(\)"),
+        (
+            Y + 0.5,
+            r"float32 of shape \(6,\): no classes. Probabilities, or targets of a regression",
+        ),
+        (F.one_hot(Y, 3), r"int64 of shape \(6, 3\), which is one-hot. Take y.argmax\(dim=1\)"),
+        (F.one_hot(Y, 3).float(), r"float32 of shape \(6, 3\), which is one-hot. Take y.argmax"),
+        (torch.stack([Y, Y + 1], 1), r"shape \(6, 2\): 2 numbers for each example. Several labels"),
+        ([0, 1], r"got list. Numbers\? Make them a tensor in the loader's collate_fn"),
+        (["cat", "dog"], r"strings such as 'cat'. Number the classes once, outside the loop"),
+        (torch.tensor(1), r"got int64 of shape \(\)"),
+    ],
+)
+def test_labels_of_another_kind(wrong: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
         Classification().targets((X, wrong))
+    assert "named as Classification(targets=<key" in str(caught.value)
+
+
+def test_labels_of_one_column_are_labels() -> None:
+    assert Classification().targets((X, Y.view(6, 1).int())).tolist() == Y.tolist()
 
 
 # -- forward --------------------------------------------------------------------------------------
@@ -345,7 +366,7 @@ def test_errors_name_the_task_that_raised_them() -> None:
     task = SequenceClassification()
     with pytest.raises(DataError, match=r"Name them: SequenceClassification\(targets="):
         task.targets({"input_ids": X})
-    with pytest.raises(DataError, match=r"labels: SequenceClassification\(targets="):
+    with pytest.raises(DataError, match=r"labels are named as SequenceClassification\(targets="):
         task.targets({"labels": Y.float()})
     named = SequenceClassification(targets="kind", label_smoothing=0.1)
     assert named.targets({"kind": Y}).tolist() == Y.tolist()

@@ -19,9 +19,18 @@ from reducible.measuring import Measuring
 from reducible.passes import check_keep, rows_to_keep
 from reducible.scorers import CoTrained
 from reducible.selectors import Selector
-from reducible.stores import IrreducibleLossStore, LossMemory, ids_of, labels_of
+from reducible.stores import (
+    IrreducibleLossStore,
+    LossMemory,
+    ids_of,
+    known_ids,
+    labels_of,
+    require_ids,
+)
 from reducible.tasks import Task
 from reducible.types import ConfigurationError, DataError
+
+_AT_ONCE = 2**24  # ids of a data set that are looked at before training: about a second
 
 
 def check_settings(
@@ -65,18 +74,16 @@ def check_settings(
 
 
 def check_data(loader: Any, store: IrreducibleLossStore | None, groups: Tensor | None) -> None:
-    """Raise where the data set is empty, or store or groups are of other data."""
+    """Raise where the data set is empty or repeats ids, or store or groups are of other data."""
     dataset = getattr(loader, "dataset", None)
     if dataset is None or not hasattr(dataset, "__len__"):
         return
     if len(dataset) == 0:
         raise DataError("the loader's data set is empty.")
-    if groups is None and (store is None or not store.fingerprint):
-        return
-    try:
-        here = ids_of(dataset)
-    except DataError:
+    here = known_ids(dataset)
+    if here is None:
         return  # ids come from inside the batches: known only as they are loaded
+    require_ids(here, distinct=here.numel() > _AT_ONCE)
     if groups is not None and int(here.max()) >= groups.numel():
         raise ConfigurationError(
             f"groups has {groups.numel()} entries, but there is an id {int(here.max())}: it "

@@ -21,6 +21,8 @@ from torch.utils.data import (
     default_convert,
 )
 
+from reducible.fetching import fetcher_of, items_at
+
 Indices = list[int]
 
 
@@ -42,7 +44,7 @@ def batches_of(loader: Any) -> Iterator[Any]:
 
     A plain DataLoader that loads in this process is read here, by its own sampler, data set and
     collate function: the same batches from the same random streams as from its iterator, which
-    opens a span for profilers around every batch.
+    opens a span for profilers around every batch. Data sets that can are asked for whole batches.
     """
     indices = index_batches(loader)
     if indices is None or loader.num_workers or loader.pin_memory:
@@ -53,8 +55,11 @@ def batches_of(loader: Any) -> Iterator[Any]:
     if loader.batch_sampler is None:
         whole = partial(getitem, dataset)
         return map(whole, order) if collate is as_it_is else map(collate, map(whole, order))
-    many = getattr(dataset, "__getitems__", None) or (lambda batch: [dataset[i] for i in batch])
-    return map(collate, map(many, order))
+    if collate is default_collate:
+        fetch = fetcher_of(dataset)
+        if fetch is not None:
+            return map(fetch, order)
+    return map(collate, map(partial(items_at, dataset), order))
 
 
 def as_it_is(batch: Any) -> Any:

@@ -28,7 +28,7 @@ from reducible.loaders import (
 )
 from reducible.seeds import stream_seed
 from reducible.selectors import Selector
-from reducible.stores import has_distinct_ids, require_ids
+from reducible.stores import has_distinct_ids, refuse_keys, require_ids
 from reducible.structure import to_device
 from reducible.types import Candidates, ConfigurationError, DataError, Evidence
 
@@ -140,6 +140,7 @@ class CandidatePasses:
                 except StopIteration:
                     break
                 ids, batch = loaded if isinstance(loaded, Candidates) else self._by_key(loaded)
+                refuse_keys(ids)
                 self._position = ahead.ends.popleft() if ahead else self._position + 1
                 size, weights = ids.numel(), None
                 if self._planner is not None:

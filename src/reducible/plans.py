@@ -6,7 +6,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from reducible.files import replacing
+from reducible.labels import as_labels, as_tensor
 from reducible.stores import IrreducibleLossStore, ids_of, require_ids
 from reducible.types import ConfigurationError, DataError, StoreError, name_ids, require_between
 
@@ -114,8 +115,8 @@ class Plan:
     def from_irreducible_loss(
         cls,
         store: IrreducibleLossStore,
-        ids: Tensor,
-        labels: Tensor,
+        ids: Tensor | Sequence[int],
+        labels: Tensor | Sequence[int],
         *,
         noise_floor: Tensor | None = None,
         multiple: float = 1.0,
@@ -130,8 +131,8 @@ class Plan:
 
         Args:
             store: with one loss per example, from a holdout or cross-fitted.
-            ids: [N] int64 of the train set.
-            labels: [N] int64 of the same examples.
+            ids: [N] int64 of the train set; a list, range or NumPy array too.
+            labels: [N] whole numbers of the same examples, such as ``train.targets``; the same.
             noise_floor: [C] m_k; from the store's header where None.
             multiple: of the noise floor under which a label is taken for wrong; 0 keeps all, and 2
                 drops most wrong labels and many hard ones. Of two classes, take less than 1.
@@ -142,11 +143,13 @@ class Plan:
 
         Raises:
             ConfigurationError: a setting that cannot work, or no noise floor to be had.
-            DataError: ids that are not int64, negative or twice, labels of another length, or
-                irreducible losses below 0, of which no probability can be had.
+            DataError: ids that are not int64, negative or twice, labels that are no classes or of
+                another length, or irreducible losses below 0, of which no probability can be had.
             SelectionError, StoreError: as the store's look-up.
         """
+        ids = as_tensor(ids)
         require_ids(ids)
+        labels = as_labels(labels, "A plan takes one class for each id.")
         if labels.shape != ids.shape:
             raise DataError(f"{ids.numel()} ids but labels of shape {tuple(labels.shape)}.")
         if store.groups:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reducible.labels import class_labels
 from reducible.types import DataError, require_between
 
 _TARGET_KEYS = ("labels", "label", "targets", "target", "y")
@@ -73,17 +74,11 @@ class _CrossEntropy(Task):
         """What the model returns for the inputs of the batch."""
 
     def targets(self, batch: Any) -> Tensor:
-        """[B] int64 labels."""
+        """[B] int64 labels, of whole numbers [B] or [B, 1]."""
         found = self._find_targets(batch)
-        if not isinstance(found, Tensor) or found.is_floating_point() or found.dim() != 1:
-            what = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(
-                found, Tensor
-            ) else type(found).__name__  # fmt: skip
-            raise DataError(
-                f"labels must be a tensor of whole numbers of shape [B], got {what}. Name the "
-                f"labels: {self._name}(targets=<key, position or function>)."
-            )
-        return found.long()
+        return class_labels(
+            found, f"Other labels are named as {self._name}(targets=<key, position or function>)."
+        )
 
     def _find_targets(self, batch: Any) -> Any:
         if self._targets is not None:

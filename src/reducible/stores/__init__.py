@@ -1,13 +1,16 @@
 """Stores: irreducible losses by id, remembered losses, and which example is which."""
 
+from reducible.labels import key_ids
 from reducible.stores.identity import (
     WithIds,
     fingerprint,
     has_distinct_ids,
     ids_of,
+    known_ids,
     labels_of,
     origin_of,
     require_disjoint,
+    refuse_keys,
     require_ids,
 )
 from reducible.stores.irreducible import IrreducibleLossStore, write_in_pieces
@@ -20,8 +23,11 @@ __all__ = [
     "fingerprint",
     "has_distinct_ids",
     "ids_of",
+    "key_ids",
+    "known_ids",
     "labels_of",
     "origin_of",
+    "refuse_keys",
     "require_disjoint",
     "require_ids",
     "write_in_pieces",
