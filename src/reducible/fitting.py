@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -11,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from torch.utils.flop_counter import FlopCounterMode
 
 from reducible.files import replacing
 from reducible.ledger import Ledger
-from reducible.stores import IrreducibleLossStore, fingerprint, require_ids
+from reducible.loaders import batches_of
+from reducible.stores import IrreducibleLossStore, fingerprint, refuse_keys, require_ids
 from reducible.structure import to_device
 from reducible.tasks import Classification, Task, per_example
 from reducible.types import (
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 MakeModel = Callable[[], nn.Module]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
+_CHECK_ROWS = 4096  # that tell checkpoints apart
 _FLOOR_ROWS = 100_000  # rows that the noise floor is estimated from, at most
 
 
@@ -44,6 +47,8 @@ class FitOptions(TypedDict, total=False):
         epochs: passes over what is fitted; 10.
         checks_per_epoch: how often an epoch the loss on the scored set is taken, and the
             checkpoint kept if it is the lowest so far; 1.
+        check_rows: of the scored set that checkpoints are told apart by, drawn once by the seed;
+            4,096. The kept checkpoint scores all of it, once. None: every check scores all.
         batch_size: of an update; 32.
         make_optimizer: parameters → optimizer; AdamW with torch's defaults, fused.
         label_smoothing: of updates only, in [0, 1); 0. A clean holdout teaches a confidence that
@@ -63,6 +68,7 @@ class FitOptions(TypedDict, total=False):
     task: Task
     epochs: int
     checks_per_epoch: int
+    check_rows: int | None
     batch_size: int
     make_optimizer: MakeOptimizer
     label_smoothing: float
@@ -82,7 +88,7 @@ class Scores:
     """What one model says of the examples it never saw."""
 
     ids: Tensor  # [N] int64
-    labels: Tensor  # [N] int64
+    labels: Tensor  # [N] int64, or [N, L] where an example has several
     loss: Tensor  # [N] float32, or [N, G]
     floor_rows: Tensor  # [M, C] p(k | x) of at most _FLOOR_ROWS rows
     model_name: str = ""
@@ -129,7 +135,7 @@ class MeanLoss:
     def update_loss(self, model: nn.Module, candidates: Candidates, targets: Tensor) -> Tensor:
         """(1 − s)·L_i + s·mean_c(−log p_ic), weighted."""
         logits = self.task.forward(model, candidates.batch).logits  # [B, C]
-        loss = per_example(self.task.loss(logits, targets), targets.numel())  # [B]
+        loss = per_example(self.task.loss(logits, targets), candidates.ids.numel())  # [B]
         if self.smoothing:
             spread = -logits.log_softmax(1).mean(1)  # [B] loss against the uniform label
             loss = (1.0 - self.smoothing) * loss + self.smoothing * spread
@@ -140,7 +146,8 @@ class MeanLoss:
     ) -> tuple[Tensor, Tensor]:
         """L_i without weights or smoothing."""
         logits = self.task.forward(model, candidates.batch).logits.float()  # [B, C]
-        return per_example(self.task.loss(logits, targets), targets.numel()), logits
+        loss = per_example(self.task.loss(logits, targets), candidates.ids.numel())  # [B]
+        return loss, logits
 
     def criterion(self, scores: Scores) -> float:
         """The (weighted) mean loss."""
@@ -168,6 +175,7 @@ class Fit:
         self.task = options.get("task", Classification())
         self.epochs = options.get("epochs", 10)
         self.checks = options.get("checks_per_epoch", 1)
+        self.check_rows = options.get("check_rows", _CHECK_ROWS)
         self.batch_size = options.get("batch_size", 32)
         self.make_optimizer = options.get("make_optimizer", _fused_adamw)
         self.smoothing = options.get("label_smoothing", 0.0)
@@ -183,6 +191,8 @@ class Fit:
         self.ledger = options.get("ledger", Ledger())
         require_between("epochs", self.epochs, 0, whole=True)
         require_between("checks_per_epoch", self.checks, 1, whole=True)
+        if self.check_rows is not None:
+            require_between("check_rows", self.check_rows, 1, whole=True)
         require_between("batch_size", self.batch_size, 1, whole=True)
         require_between("label_smoothing", self.smoothing, 0.0, 1.0, open_high=True)
         self._bar, self._own_bar = _progress_bar(options.get("progress", True))
@@ -236,13 +246,14 @@ class Fit:
         per_epoch = len(loader)
         check_at = {round(per_epoch * (i + 1) / self.checks) for i in range(self.checks)}
         bar = self._progress(self.epochs * per_epoch)
+        checked = self._checked(scored)
         best: Scores | None = None
         lowest, curve = float("inf"), list[float]()
         weights: dict[str, Tensor] = {}
 
         def check(epoch: float) -> None:
             nonlocal best, lowest, weights
-            scores = self._score(model, scored, objective)
+            scores = self._score(model, checked, objective)
             mean = objective.criterion(scores)
             curve.append(mean)
             if mean < lowest:
@@ -254,7 +265,7 @@ class Fit:
             check(0.0)
         for epoch in range(self.epochs):
             model.train()
-            for position, candidates in enumerate(loader, start=1):
+            for position, candidates in enumerate(batches_of(loader), start=1):
                 self._update(model, optimizer, candidates, objective)
                 self._bar.advance(bar)
                 if position in check_at:
@@ -267,7 +278,7 @@ class Fit:
             )
         self.weights = weights
         final = objective.whole()
-        if final is not objective:
+        if final is not objective or checked is not scored:
             model.load_state_dict(weights)
             kept_epoch, best = best.kept_epoch, self._score(model, scored, final)
             best.kept_epoch = kept_epoch
@@ -284,6 +295,7 @@ class Fit:
         candidates: Candidates,
         objective: Objective,
     ) -> None:
+        refuse_keys(candidates.ids)
         batch = to_device(candidates.batch, self.device)
         if self.augment is not None:
             batch = self.augment(batch)
@@ -311,21 +323,31 @@ class Fit:
         every = -(-len(scored) // _FLOOR_ROWS)
         model.eval()
         with torch.inference_mode():
-            for candidates in candidate_batches(scored, 1024, shuffle=False, **self.loader_options):
+            loader = candidate_batches(scored, 1024, shuffle=False, **self.loader_options)
+            for candidates in batches_of(loader):
+                refuse_keys(candidates.ids)
                 batch = to_device(candidates.batch, self.device)
                 here = Candidates(candidates.ids.to(self.device), batch)
                 targets = self._targets(batch)
                 first = self._flops_per_scored is None
                 with FlopCounterMode(display=False) if first else nullcontext() as counter:
                     loss, logits = objective.score(model, here, targets)
+                rows = candidates.ids.numel()
                 if counter is not None:
-                    self._flops_per_scored = counter.get_total_flops() / targets.numel()
-                self._flops += int(targets.numel() * (self._flops_per_scored or 0.0))
+                    self._flops_per_scored = counter.get_total_flops() / rows
+                self._flops += int(rows * (self._flops_per_scored or 0.0))
                 losses.append(loss.cpu())
                 floors.append(logits.softmax(1)[::every].cpu())
                 ids.append(candidates.ids.cpu())
                 labels.append(targets.cpu())
         return Scores(torch.cat(ids), torch.cat(labels), torch.cat(losses), torch.cat(floors))
+
+    def _checked(self, scored: Any) -> Any:
+        """The rows of ``scored`` that checkpoints are told apart by; all where they are few."""
+        if self.check_rows is None or len(scored) <= self.check_rows:
+            return scored
+        drawn = random.Random(self.seed).sample(range(len(scored)), self.check_rows)
+        return subset_of(scored, torch.tensor(sorted(drawn)))
 
     def _progress(self, updates: int) -> Any:
         if self._bar_task is None:
@@ -359,6 +381,7 @@ class Fit:
                 "augmentation": "none in scoring",
                 "mode": "eval",
                 "epochs": self.epochs,
+                "check_rows": self.check_rows,
                 "batch_size": self.batch_size,
                 "label_smoothing": self.smoothing,
                 "seed": self.seed,
@@ -376,6 +399,13 @@ def candidate_batches(dataset: Any, batch_size: int, *, shuffle: bool, **options
     if hasattr(dataset, "loader"):
         return dataset.loader(batch_size, shuffle=shuffle, drop_last=False)
     return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, **options)
+
+
+def subset_of(dataset: Any, positions: Tensor) -> Any:
+    """The examples at ``positions`` ([M] int64), with the ids that they have."""
+    if hasattr(dataset, "subset"):
+        return dataset.subset(positions)
+    return Subset(dataset, positions.tolist())
 
 
 def _weights(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> Mapping[str, Tensor]:

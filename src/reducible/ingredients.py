@@ -53,6 +53,7 @@ def irreducible_store(
     options: dict[str, Any] = {
         "task": recipe.task,
         "epochs": recipe.irreducible_epochs,
+        "check_rows": None,  # as when the results that are kept here were made
         "label_smoothing": recipe.irreducible_smoothing,
         "batch_size": recipe.irreducible_batch,
         "make_optimizer": partial(torch.optim.AdamW, lr=recipe.irreducible_rate, fused=True),
@@ -140,6 +141,7 @@ def loader_options(
             splits.train,
             task=recipe.task,
             epochs=recipe.irreducible_epochs,
+            check_rows=None,
             batch_size=recipe.irreducible_batch,
             seed=seed,
             ledger=ledger,

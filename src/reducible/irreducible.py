@@ -9,7 +9,6 @@ from typing import Any, Unpack
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Subset
 
 from reducible.fitting import (
     Fit,
@@ -18,6 +17,7 @@ from reducible.fitting import (
     MeanLoss,
     Scores,
     candidate_batches,
+    subset_of,
 )
 from reducible.stores import IrreducibleLossStore, ids_of, labels_of, require_disjoint
 from reducible.tasks import Task
@@ -30,8 +30,8 @@ def fit_irreducible_loss(
     """Fit a model on the holdout set and score all of the train set with it.
 
     RHO-LOSS, Algorithm 1, lines 1–3, and App. B: eval mode, inputs as they are (pass data sets
-    that do not augment), the checkpoint of lowest mean loss on the train set, whose points the
-    model never saw.
+    that do not augment), the checkpoint of lowest mean loss on the train set (on at most
+    ``check_rows`` of it), whose points the model never saw.
 
     Args:
         make_model: makes the holdout model; a small one serves (Approximation 3).
@@ -82,7 +82,9 @@ def cross_fit_irreducible_loss(
     with fit.charged():
         for fold in range(folds):
             inside = fold_of == fold
-            fitted, scored = _subset(train, ~inside), _subset(train, inside)
+            fitted, scored = (
+                subset_of(train, rows.nonzero().squeeze(1)) for rows in (~inside, inside)
+            )
             parts.append(fit.run(make_model, fitted, scored, seed=fit.seed + fold))
     header = {"method": "cross-fit", "folds": folds, "model": parts[0].model_name}
     return fit.store(parts, header)
@@ -351,10 +353,3 @@ def _require_rows(dataset: Any, what: str) -> None:
     except DataError:
         if not isinstance(dataset[0], Candidates):
             raise
-
-
-def _subset(dataset: Any, rows: Tensor) -> Any:
-    positions = rows.nonzero().squeeze(1)
-    if hasattr(dataset, "subset"):
-        return dataset.subset(positions)
-    return Subset(dataset, positions.tolist())
