@@ -18,8 +18,8 @@ import reducible
 SOURCE = Path(reducible.__file__).parent
 
 _ABOVE_LOOP = (
-    "types files schedules scores picks structure selectors labels fetching stores tasks measure "
-    "scorers ledger "
+    "types files schedules scores picks structure selectors labels fetching copies stores "
+    "tasks measure scorers ledger "
     "fitting irreducible plans gate distributed loaders group_holdout measuring epochs seeds "
     "passes chosen gating assembly"
 )
@@ -42,8 +42,11 @@ ALLOWED = {
     "tasks": "types labels",
     "measure": "types structure tasks stores",
     "scorers": "types tasks measure",
-    "fitting": "types files structure stores tasks ledger loaders",
-    "irreducible": "types files structure stores tasks scorers measure ledger loaders fitting",
+    "copies": "types",
+    "fitting": "types files copies structure stores tasks ledger loaders",
+    "irreducible": (
+        "types files copies structure stores tasks scorers measure ledger loaders fitting"
+    ),
     "plans": "types files labels stores",
     "gate": "types",
     "distributed": "types picks",

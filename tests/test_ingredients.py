@@ -117,6 +117,45 @@ def test_a_store_that_is_there_is_taken_and_charged(tmp_path: Path) -> None:
     assert ledger.counts.flops_irreducible_loss == first.header["flops"]
 
 
+@pytest.mark.parametrize("train_on", ["train", "train+holdout"])
+def test_no_copy_of_an_image_is_scored_by_a_model_that_trained_on_it(
+    train_on: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = _recipe(
+        irreducible_from="cross-fit", noise="web-like", label_noise=0.3, train_on=train_on,
+        selector="uniform", plan="filter",
+    )  # fmt: skip
+    trained: list[set[bytes]] = []
+    scored: list[set[bytes]] = []
+    make = MODELS["mlp-64"]
+
+    class Watched(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = make()
+            trained.append(set())
+            scored.append(set())
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen = trained if self.training else scored
+            seen[-1].update(row.numpy().tobytes() for row in x)
+            return self.net(x)
+
+    monkeypatch.setattr(
+        "reducible.recipe.Recipe.models", {**recipe.models, "mlp-64": Watched}, raising=False
+    )
+    splits, store = _store(recipe, tmp_path)
+    assert splits.copies is not None
+    assert splits.copies.unique().numel() < len(splits.train)
+    assert [len(t & s) for t, s in zip(trained, scored, strict=True)] == [0, 0]  # exactly 0 %
+    assert len(trained) == 2
+    images = {
+        row.numpy().tobytes() for row in splits.train[torch.arange(len(splits.train))].batch[0]
+    }
+    assert scored[0] | scored[1] == images
+    assert store.header["kept_together"] == splits.copies[splits.train.ids].unique().numel()
+
+
 def test_a_store_by_cross_fitting_needs_no_holdout(tmp_path: Path) -> None:
     recipe = _recipe(irreducible_from="cross-fit", holdout_examples=0)
     summary = _run(recipe, tmp_path / "run")

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from rich.progress import Progress
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 import reducible as rd
 from reducible.data import TensorSet
 from reducible.irreducible import assign_folds
 from reducible.stores import fingerprint
+from reducible.tasks import Outputs, Task
 
 QUIET: dict[str, Any] = {"progress": False}
 
@@ -246,6 +247,146 @@ def test_an_irreducible_loss_model_never_moves_while_the_target_trains() -> None
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert len(model.trained) + len(model.scored) == seen
     assert torch.equal(store.values, values)
+
+
+# -- copies ---------------------------------------------------------------------------------------
+
+
+class Copied(Numbered):
+    """Examples 3i, 3i + 1 and 3i + 2 are one input, each with a label of its own."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.x[index // 3], int(self.targets[index])
+
+
+def test_no_example_is_scored_by_a_model_that_trained_on_its_copy() -> None:
+    models: list[Spy] = []
+    shuffled = torch.randperm(60, generator=torch.Generator().manual_seed(5))
+    train = Subset(rd.WithIds(Copied()), shuffled.tolist())
+    store = rd.cross_fit_irreducible_loss(
+        _makes(models), train, folds=3, groups=torch.arange(60) // 3, epochs=1, **QUIET
+    )
+    assert [set(m.trained) & set(m.scored) for m in models] == [set()] * 3  # exactly 0 %
+    assert sorted(i for m in models for i in m.scored) == sorted([*range(20)] * 3)
+    assert store.header["kept_together"] == 20
+    assert store.ids.tolist() == list(range(60))
+
+
+def test_copies_in_different_folds_are_named() -> None:
+    models: list[Spy] = []
+    with pytest.warns(UserWarning, match="have an exact copy in another fold, ids") as caught:
+        rd.cross_fit_irreducible_loss(_makes(models), rd.WithIds(Copied()), epochs=1, **QUIET)
+    inputs = [set(m.scored) for m in models]
+    fold_of = assign_folds(60, 2, seed=0)
+    apart = [i for i in range(60) if (i // 3) in inputs[0] & inputs[1]]
+    said = str(caught[0].message)
+    assert said.startswith(f"{len(apart)} of 60 examples have")
+    assert 0 < len(apart) < 60
+    assert all(int(i) in apart for i in said.split("ids ")[1].split(" and")[0].split(", "))
+    assert fold_of.sum() == 30
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (torch.arange(59), r"groups of shape \(59,\) .* but there is an id 59.*by_id\[ids\]"),
+        (torch.zeros(60), "as whole numbers"),
+        (torch.zeros(60, dtype=torch.int64), "2 folds of 1 groups, which stay together"),
+    ],
+)
+def test_groups_that_cannot_be(groups: Tensor, message: str) -> None:
+    with pytest.raises(rd.ConfigurationError, match=message):
+        rd.cross_fit_irreducible_loss(Spy, rd.WithIds(Numbered()), groups=groups, **QUIET)
+
+
+@settings(max_examples=60)
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=5, max_size=40),
+    folds=st.integers(2, 5),
+    seed=st.integers(0, 2**31),
+)
+def test_groups_stay_together_and_folds_even(sizes: list[int], folds: int, seed: int) -> None:
+    groups = torch.repeat_interleave(torch.arange(len(sizes)) * 7, torch.tensor(sizes))
+    groups = groups[torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))]
+    fold_of = assign_folds(len(groups), folds, seed=seed, groups=groups)
+    assert all(fold_of[groups == g].unique().numel() == 1 for g in groups.unique())
+    counts = torch.bincount(fold_of, minlength=folds)
+    assert int(counts.min()) > 0
+    assert int(counts.max() - counts.min()) <= max(sizes)
+    assert assign_folds(len(groups), folds, seed=seed, groups=groups).equal(fold_of)
+
+
+def test_groups_of_one_fill_up_what_large_ones_leave() -> None:
+    groups = torch.tensor([0] * 10 + [1] * 5 + [*range(2, 12)])
+    assert torch.bincount(assign_folds(25, 3, seed=1, groups=groups)).tolist() == [10, 8, 7]
+    drawn = [assign_folds(60, 2, seed=s, groups=torch.arange(60)).tolist() for s in (0, 1)]
+    assert drawn[0] != drawn[1]
+
+
+# -- rows that tell checkpoints apart --------------------------------------------------------------
+
+
+def test_checkpoints_are_told_apart_by_a_few_rows_and_the_kept_one_scores_all() -> None:
+    models: list[Spy] = []
+    holdout, train = _cut()
+    store = rd.fit_irreducible_loss(
+        _makes(models), holdout, train, epochs=3, check_rows=7, seed=4, **QUIET
+    )
+    (model,) = models
+    checks, last = model.scored[:-40], model.scored[-40:]
+    few = sorted(set(checks))
+    assert len(few) == 7
+    assert checks == few * 3
+    assert last == list(range(20, 60))
+    assert store.ids.tolist() == list(range(20, 60))
+    assert store.header["check_rows"] == 7
+    kept = rd.fit_irreducible_loss(
+        _makes(models), holdout, train, epochs=3, check_rows=None, seed=4, **QUIET
+    )
+    assert sorted(models[1].scored) == sorted([*range(20, 60)] * 3)
+    by_all, by_few = (s.header["mean_losses"][0] for s in (kept, store))
+    assert by_all != by_few
+    if by_all.index(min(by_all)) == by_few.index(min(by_few)):
+        assert torch.equal(store.values, kept.values)  # the same updates, the same checkpoint
+
+
+def test_the_checkpoint_kept_is_that_of_the_lowest_loss_on_the_few() -> None:
+    """b walks to 0.5, past and back: what the few say decides, what all say does not."""
+    holdout, train = _slide_sets()
+    store = rd.fit_irreducible_loss(
+        Slides, holdout, train, epochs=5, check_rows=3, make_optimizer=_sgd(0.5), **QUIET
+    )
+    curve = store.header["mean_losses"][0]
+    assert len(curve) == 5
+    assert store.header["kept_epoch"] == [1.0 + curve.index(min(curve))]
+    assert len(store) == 40
+
+
+def test_one_row_may_have_several_labels() -> None:
+    class Several(Task):
+        def targets(self, batch: Any) -> Tensor:
+            return batch[1]
+
+        def forward(self, model: nn.Module, batch: Any, *, features: bool = False) -> Any:
+            return Outputs(model(batch[0]), None)
+
+        def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+            every = F.binary_cross_entropy_with_logits(logits, targets.float(), reduction="none")
+            return every.mean(dim=1)
+
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(30, 4, generator=g), torch.randint(2, (30, 3), generator=g)
+    data = rd.WithIds(TensorDataset(x, y))
+    model = nn.Linear(4, 3)
+    store = rd.fit_irreducible_loss(
+        lambda: model, Subset(data, range(10)), Subset(data, range(10, 30)),
+        task=Several(), epochs=2, **QUIET,
+    )  # fmt: skip
+    ids = torch.arange(10, 30)
+    assert store.fingerprint == fingerprint(ids, y[10:])
+    updates = 2 * 1
+    assert store.header["updates"] == updates
+    assert store.values.shape == (20,)
 
 
 # -- seeds and streams ----------------------------------------------------------------------------

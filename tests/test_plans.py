@@ -223,7 +223,7 @@ def test_ids_and_labels_as_data_sets_have_them(of: Callable[[list[int]], Any]) -
     [
         (torch.nn.functional.one_hot(LABELS), r"one-hot. Take y.argmax\(dim=1\)"),
         (LABELS.float(), r"floats that hold whole numbers. Take y.long\(\)"),
-        (LABELS.tolist()[:-1] + [0.5], "no classes"),
+        ([*LABELS.tolist()[:-1], 0.5], "no classes"),
         (["a", "a", "a", "b", "b", "b"], r"strings such as 'a'. Number the classes once"),
         (np.array(["a", "b"] * 3), "got ndarray"),
         ([0, 1], r"6 ids but labels of shape \(2,\)"),
@@ -232,7 +232,7 @@ def test_ids_and_labels_as_data_sets_have_them(of: Callable[[list[int]], Any]) -
 def test_labels_that_are_no_classes(labels: Any, message: str) -> None:
     with pytest.raises(rd.DataError, match=message):
         rd.Plan.from_irreducible_loss(_store(), range(6), labels, noise_floor=FLOOR)
-    with pytest.raises(rd.DataError, match="strings such as 'a'. Hash them once"):
+    with pytest.raises(rd.DataError, match=r"such as 'a'\. Hash them once"):
         rd.Plan.from_irreducible_loss(_store(), list("abcdef"), LABELS, noise_floor=FLOOR)  # pyright: ignore[reportArgumentType]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from torch.utils.flop_counter import FlopCounterMode
 
+from reducible.copies import input_hashes
 from reducible.files import replacing
 from reducible.ledger import Ledger
 from reducible.loaders import batches_of
@@ -91,6 +92,7 @@ class Scores:
     labels: Tensor  # [N] int64, or [N, L] where an example has several
     loss: Tensor  # [N] float32, or [N, G]
     floor_rows: Tensor  # [M, C] p(k | x) of at most _FLOOR_ROWS rows
+    hashes: Tensor | None = None  # [N] int64 of the inputs, where asked for
     model_name: str = ""
     kept_epoch: float = 0.0
     mean_losses: list[float] = field(default_factory=list[float])
@@ -189,6 +191,8 @@ class Fit:
             "collate_fn": options.get("collate_fn"),
         }
         self.ledger = options.get("ledger", Ledger())
+        self.hashes_inputs = False
+        """Whether scores come with hashes of the inputs, by which copies are known."""
         require_between("epochs", self.epochs, 0, whole=True)
         require_between("checks_per_epoch", self.checks, 1, whole=True)
         if self.check_rows is not None:
@@ -319,7 +323,7 @@ class Fit:
 
     def _score(self, model: nn.Module, scored: Any, objective: Objective) -> Scores:
         """Losses of all of ``scored`` in eval mode."""
-        ids, labels, losses, floors = [], [], [], []
+        ids, labels, losses, floors, hashes = [], [], [], [], []
         every = -(-len(scored) // _FLOOR_ROWS)
         model.eval()
         with torch.inference_mode():
@@ -340,7 +344,16 @@ class Fit:
                 floors.append(logits.softmax(1)[::every].cpu())
                 ids.append(candidates.ids.cpu())
                 labels.append(targets.cpu())
-        return Scores(torch.cat(ids), torch.cat(labels), torch.cat(losses), torch.cat(floors))
+                if self.hashes_inputs:
+                    hashes.append(input_hashes(batch, targets))
+        found = [h.cpu() for h in hashes if h is not None]
+        return Scores(
+            torch.cat(ids),
+            torch.cat(labels),
+            torch.cat(losses),
+            torch.cat(floors),
+            torch.cat(found) if found and len(found) == len(hashes) else None,
+        )
 
     def _checked(self, scored: Any) -> Any:
         """The rows of ``scored`` that checkpoints are told apart by; all where they are few."""

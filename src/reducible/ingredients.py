@@ -72,7 +72,7 @@ def irreducible_store(
             **options,
         )
     elif recipe.irreducible_from == "cross-fit":
-        store = cross_fit_irreducible_loss(make_model, train, **options)
+        store = cross_fit_irreducible_loss(make_model, train, groups=splits.copies, **options)
     else:
         if recipe.rule.lr_ratio is not None:
             options["save_model"] = out / MODEL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reducible.copies import warn_of_copies
 from reducible.fitting import (
     Fit,
     FitOptions,
@@ -58,26 +60,41 @@ def fit_irreducible_loss(
 
 
 def cross_fit_irreducible_loss(
-    make_model: MakeModel, train: Any, *, folds: int = 2, **options: Unpack[FitOptions]
+    make_model: MakeModel,
+    train: Any,
+    *,
+    folds: int = 2,
+    groups: Tensor | None = None,
+    **options: Unpack[FitOptions],
 ) -> IrreducibleLossStore:
     """Irreducible losses without a holdout: each fold is scored by a model of the others.
 
-    RHO-LOSS, App. A, Table 3 (two folds). No example is scored by a model that trained on it.
+    RHO-LOSS, App. A, Table 3 (two folds). No example is scored by a model that trained on it, nor
+    by one that trained on another of its group. Warns of exact copies in different folds.
 
     Args:
         make_model: makes one model; called once per fold.
         train: map-style data set of Candidates.
         folds: K ≥ 2.
+        groups: [max id + 1] int64, by id: examples of one group stay in one fold, such as copies
+            of an image, views of an object, texts of an author. Each its own where None.
         options: see FitOptions; ``start_from`` and ``save_model`` do not apply.
 
     Returns:
-        A store with one loss per example of ``train``.
+        A store with one loss per example of ``train``, its header saying in how many groups they
+        were kept together.
+
+    Raises:
+        ConfigurationError: fewer groups than folds, or groups that are not by id.
+        DataError, StoreError: as ``fit_irreducible_loss``.
     """
     _require_rows(train, "train")
     require_between("folds", folds, 2, len(train), whole=True)
     _refuse_one_model_options(options, f"cross-fitting makes {folds}")
     fit = Fit(options, jobs=folds)
-    fold_of = assign_folds(len(train), folds, seed=fit.seed)  # [N]
+    fit.hashes_inputs = True
+    group_of = None if groups is None else _groups_by_position(train, groups, folds)  # [N]
+    fold_of = assign_folds(len(train), folds, seed=fit.seed, groups=group_of)  # [N]
     parts: list[Scores] = []
     with fit.charged():
         for fold in range(folds):
@@ -86,8 +103,37 @@ def cross_fit_irreducible_loss(
                 subset_of(train, rows.nonzero().squeeze(1)) for rows in (~inside, inside)
             )
             parts.append(fit.run(make_model, fitted, scored, seed=fit.seed + fold))
-    header = {"method": "cross-fit", "folds": folds, "model": parts[0].model_name}
+    _look_for_copies(parts)
+    header: dict[str, Any] = {"method": "cross-fit", "folds": folds, "model": parts[0].model_name}
+    if group_of is not None:
+        header["kept_together"] = group_of.unique().numel()
     return fit.store(parts, header)
+
+
+def _groups_by_position(train: Any, groups: Tensor, folds: int) -> Tensor:
+    """[N] int64: the group of each position of ``train``."""
+    ids = ids_of(train)
+    if groups.dim() != 1 or groups.is_floating_point() or int(ids.max()) >= groups.numel():
+        raise ConfigurationError(
+            f"groups of shape {tuple(groups.shape)} and {groups.dtype}, but there is an id "
+            f"{int(ids.max())}: it must hold the group of every id, by id, as whole numbers. Have "
+            "you them by position? by_id = torch.zeros(int(ids.max()) + 1, dtype=torch.int64); "
+            "by_id[ids] = groups."
+        )
+    found = groups.cpu()[ids.cpu()].long()
+    if found.unique().numel() < folds:
+        raise ConfigurationError(
+            f"{folds} folds of {found.unique().numel()} groups, which stay together: some fold "
+            "would be empty. Take fewer folds, or finer groups."
+        )
+    return found
+
+
+def _look_for_copies(parts: list[Scores]) -> None:
+    hashes = [part.hashes for part in parts if part.hashes is not None]
+    if len(hashes) == len(parts):
+        fold_of = [torch.full((h.numel(),), fold) for fold, h in enumerate(hashes)]
+        warn_of_copies(torch.cat(hashes), torch.cat([p.ids for p in parts]), torch.cat(fold_of))
 
 
 def fit_group_irreducible_loss(
@@ -337,12 +383,33 @@ def fit_proxy(make_model: MakeModel, train: Any, **options: Unpack[FitOptions]) 
     return model.eval()
 
 
-def assign_folds(examples: int, folds: int, *, seed: int) -> Tensor:
-    """[N] int64: the fold of each position; sizes differ by at most one."""
+def assign_folds(examples: int, folds: int, *, seed: int, groups: Tensor | None = None) -> Tensor:
+    """[N] int64: the fold of each position.
+
+    Sizes differ by at most one; with groups by at most the size of the largest, as each group, the
+    large ones first, goes to the fold that has the fewest examples.
+
+    Args:
+        examples: N.
+        folds: K.
+        seed: of the order, or of the order of groups of one size.
+        groups: [N] int64; those of one group share a fold.
+    """
     generator = torch.Generator().manual_seed(seed)
-    fold_of = torch.empty(examples, dtype=torch.int64)
-    fold_of[torch.randperm(examples, generator=generator)] = torch.arange(examples) % folds
-    return fold_of
+    if groups is None:
+        fold_of = torch.empty(examples, dtype=torch.int64)
+        fold_of[torch.randperm(examples, generator=generator)] = torch.arange(examples) % folds
+        return fold_of
+    _, member_of, sizes = groups.unique(return_inverse=True, return_counts=True)
+    order = torch.randperm(sizes.numel(), generator=generator)
+    order = order[sizes[order].argsort(descending=True, stable=True)]
+    fold_of_group = torch.empty_like(sizes)
+    fullness = [(0, fold) for fold in range(folds)]
+    for group, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
+        full, fold = fullness[0]  # the emptiest
+        fold_of_group[group] = fold
+        heapq.heapreplace(fullness, (full + size, fold))
+    return fold_of_group[member_of]
 
 
 def _require_rows(dataset: Any, what: str) -> None:

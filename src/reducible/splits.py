@@ -43,6 +43,8 @@ class Splits:
         corrupted: [max id + 1] bool, whether a train id's label is wrong.
         scored: what a model of the holdout gives irreducible losses to: all of ``train`` that is
             not of the holdout.
+        copies: [max id + 1] int64, a number for each train id that its copies share; None where
+            there are no copies.
     """
 
     train: TensorSet | TokenSet
@@ -50,6 +52,7 @@ class Splits:
     test: TensorSet | TokenSet
     corrupted: Tensor
     scored: TensorSet | TokenSet
+    copies: Tensor | None = None
 
 
 def make_splits(recipe: Recipe, seed: int) -> Splits:
@@ -68,13 +71,13 @@ def make_splits(recipe: Recipe, seed: int) -> Splits:
     confusion = None
     if recipe.noise == "asymmetric" and isinstance(pool, TensorSet):
         confusion = _confusion(pool, own)
-    train, wrong = _corrupted(
+    train, wrong, copies = _corrupted(
         pool.subset(own), recipe.noise, recipe.label_noise, confusion, "train", generator
     )
-    holdout, holdout_wrong = None, torch.empty(0, dtype=torch.bool)
+    holdout, holdout_wrong, holdout_copies = None, torch.empty(0, dtype=torch.bool), None
     if held.numel():
         clean = pool.subset(held)
-        holdout, holdout_wrong = _corrupted(
+        holdout, holdout_wrong, holdout_copies = _corrupted(
             clean, recipe.noise, recipe.holdout_noise, confusion, "holdout", generator
         )
     if validation.numel():
@@ -84,14 +87,23 @@ def make_splits(recipe: Recipe, seed: int) -> Splits:
     scored = train
     if recipe.train_on == "holdout" and holdout is not None:
         train, corrupted = holdout.resampled(torch.arange(len(holdout))), holdout_wrong
-        scored = train
+        scored, copies = train, holdout_copies
     elif recipe.train_on == "train+holdout" and holdout is not None:
         own_rows = len(train)
+        if copies is not None or holdout_copies is not None:
+            copies = _joined_copies(copies, own_rows, holdout_copies, len(holdout))
         train, corrupted = _joined(train, holdout), torch.cat([wrong, holdout_wrong])
         scored, holdout = (
             train.subset(rows) for rows in torch.arange(len(train)).tensor_split([own_rows])
         )
-    return Splits(train, holdout, test, corrupted, scored)
+    return Splits(train, holdout, test, corrupted, scored, copies)
+
+
+def _joined_copies(first: Tensor | None, n: int, second: Tensor | None, m: int) -> Tensor:
+    """[N + M] int64: which rows of two sets without common images are copies of one another."""
+    first = torch.arange(n) if first is None else first
+    second = torch.arange(m) if second is None else second
+    return torch.cat([first, second + int(first.max()) + 1])
 
 
 def _pool_and_test(dataset: str) -> tuple[TensorSet | TokenSet, TensorSet | TokenSet]:
@@ -118,18 +130,18 @@ def _corrupted(
     confusion: Tensor | None,
     name: str,
     generator: torch.Generator,
-) -> tuple[TensorSet | TokenSet, Tensor]:
-    """The part with wrong labels, and which are wrong ([M] bool)."""
+) -> tuple[TensorSet | TokenSet, Tensor, Tensor | None]:
+    """The part with wrong labels, which are wrong ([M] bool), and what each is a copy of ([M])."""
     classes = part.num_classes
     if noise == "web-like" and (share > 0 or name == "train"):
         web = web_like(part.targets, num_classes=classes, noise=share, generator=generator)
         rows = part.resampled(web.positions, origin=f"{part.origin}/web-like/{name}")
-        return rows.relabelled(web.targets), web.corrupted
+        return rows.relabelled(web.targets), web.corrupted, web.positions
     if confusion is not None:
         labels = _asymmetric(part.targets, confusion, share, generator)
     else:
         labels = flip_labels(part.targets, share, num_classes=classes, generator=generator)
-    return part.relabelled(labels.targets), labels.corrupted
+    return part.relabelled(labels.targets), labels.corrupted, None
 
 
 def _asymmetric(

@@ -9,8 +9,8 @@ from reducible.stores.identity import (
     known_ids,
     labels_of,
     origin_of,
-    require_disjoint,
     refuse_keys,
+    require_disjoint,
     require_ids,
 )
 from reducible.stores.irreducible import IrreducibleLossStore, write_in_pieces

@@ -20,10 +20,10 @@ from torch.utils.data import (
 from reducible.fetching import (
     WholeBatch,
     as_positions,
+    fetcher_of,
     has_columns,
     items_at,
     take,
-    fetcher_of,
 )
 from reducible.labels import as_tensor
 from reducible.types import Candidates, DataError, name_ids
