@@ -452,7 +452,7 @@ def test_other_rules_want_to_know_what_to_keep(rule: str) -> None:
 def test_an_epoch_too_small_for_an_update() -> None:
     data = TensorSet(torch.zeros(8, 1), torch.zeros(8).long())
     with pytest.raises(rd.ConfigurationError, match=r"train on 2 of 8 rows, .*no update of 5\."):
-        _plain("rs2", DataLoader(rd.WithIds(data), 20), keep=5)
+        _plain("rs2", data.loader(20, drop_last=False), keep=5)
     batches = _plain("infobatch", data.loader(7), total_steps=100)
     _epoch(batches, lambda ids: (ids >= 2).float())
     batches.remember(torch.arange(8), torch.tensor([0.0] * 6 + [9.0] * 2))  # three of six go

@@ -147,39 +147,39 @@ class Plan:
                 another length, or irreducible losses below 0, of which no probability can be had.
             SelectionError, StoreError: as the store's look-up.
         """
-        ids = as_tensor(ids)
-        require_ids(ids)
-        labels = as_labels(labels, "A plan takes one class for each id.")
-        if labels.shape != ids.shape:
-            raise DataError(f"{ids.numel()} ids but labels of shape {tuple(labels.shape)}.")
+        given: Tensor = as_tensor(ids)
+        classes: Tensor = as_labels(labels, "A plan takes one class for each id.")
+        require_ids(given)
+        if classes.shape != given.shape:
+            raise DataError(f"{given.numel()} ids but labels of shape {tuple(classes.shape)}.")
         if store.groups:
             raise ConfigurationError("a plan needs a store with one loss per example, not groups.")
         require_between("multiple", multiple, 0.0, open_high=True)
         require_between("exponent", exponent, 0.0, open_high=True)
         require_between("offset", offset, 0.0, open_low=True, open_high=True)
-        floor = _floor(store, noise_floor, int(labels.max()) + 1)
-        store.check_data(ids, labels)
-        order = ids.argsort()
-        ids, labels = ids[order].cpu(), labels[order].cpu()
-        probability = _probability(store, ids)  # [N]
-        keep = noise_floor_filter(probability, labels, floor, multiple=multiple)
+        floor = _floor(store, noise_floor, int(classes.max()) + 1)
+        store.check_data(given, classes)
+        order = given.argsort()
+        given, classes = given[order].cpu(), classes[order].cpu()
+        probability = _probability(store, given)  # [N]
+        keep = noise_floor_filter(probability, classes, floor, multiple=multiple)
         _check_kept(keep, multiple)
         weight = residual_weights(probability[keep], exponent=exponent, offset=offset)
-        dropped = ids[~keep][probability[~keep].argsort(stable=True)]
-        wrong = wrong_probability(probability, labels, floor)  # [N]
+        dropped = given[~keep][probability[~keep].argsort(stable=True)]
+        wrong = wrong_probability(probability, classes, floor)  # [N]
         settings = {"multiple": multiple, "exponent": exponent, "offset": offset}
         return cls(
-            ids=ids[keep],
+            ids=given[keep],
             weight=weight,
             dropped=dropped,
             report={
                 **settings,
-                "examples": ids.numel(),
+                "examples": given.numel(),
                 "kept": int(keep.sum()),
                 "noise_floor": floor.tolist(),
                 "wrong_share": float(wrong.mean()),
                 "wrong_share_kept": float((weight * wrong[keep]).mean()),
-                "by_class": _by_class(labels, keep, probability),
+                "by_class": _by_class(classes, keep, probability),
                 "highest_irreducible_loss": dropped[:20].tolist(),
                 "fingerprint": store.fingerprint,
                 "store": {k: store.header.get(k) for k in ("method", "model", "seconds")},

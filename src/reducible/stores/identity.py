@@ -249,9 +249,9 @@ def _own_labels(dataset: Any) -> Tensor | None:
 def _places(dataset: Any) -> Iterable[Any]:
     for name in ("targets", "labels"):
         yield getattr(dataset, name, None)
-    if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
-        yield dataset.tensors[1]
-    if has_columns(dataset):
+    if type(dataset) is TensorDataset:
+        yield dataset.tensors[1] if len(dataset.tensors) == 2 else None
+    elif has_columns(dataset):
         plain = dataset.with_format(None) if hasattr(dataset, "with_format") else dataset
         for name in _LABELS:
             if name in dataset.column_names:
