@@ -26,7 +26,7 @@ from reducible.measuring import Measuring
 from reducible.passes import CandidatePasses, blindly
 from reducible.scorers import CoTrained
 from reducible.seeds import stream_seed
-from reducible.selectors import Choice, Scheduled, Selector
+from reducible.selectors import Choice, Selector
 from reducible.stores import IrreducibleLossStore
 from reducible.structure import gather
 from reducible.tasks import Classification, Task, per_example
@@ -195,8 +195,7 @@ class SelectingLoader:
         )
         self.gate = self._gating.gate if self._gating else None
         draw = self._gating.draw if self._gating else None
-        sometimes_blind = not selector.needs or isinstance(selector, Scheduled)
-        if draw is None and self._planner is None and sometimes_blind and not self._shadows:
+        if draw is None and self._planner is None and self._draws_ahead(loader):
             draw = blindly(selector, seed)
         self._passes = CandidatePasses(
             loader,
@@ -213,6 +212,17 @@ class SelectingLoader:
         self._waiting: list[Part] = []  # chosen from the last candidate batch, not handed out
         self.train_flops_per_example: float | None = None
         """Set it where measured; otherwise three times the scoring forward is counted."""
+
+    def _draws_ahead(self, loader: Any) -> bool:
+        """Whether rows may be drawn before they are loaded.
+
+        Not where the decision to draw waits for a training pass: workers load ahead of that, and
+        of a candidate batch that is handed out in parts a resumed loop would decide again.
+        """
+        if self._shadows or not self._selector.sometimes_blind:
+            return False
+        in_turn = not getattr(loader, "num_workers", 0) and self._scoring.updates_per_scoring == 1
+        return in_turn or not self._selector.hindsight
 
     # -- iteration -----------------------------------------------------------------------------
 

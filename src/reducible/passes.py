@@ -45,7 +45,7 @@ def blindly(rule: Selector, seed: int) -> Draw:
     """The draw of a rule that needs no evidence, at every step or at some; see ``is_blind``."""
 
     def draw(step: int, size: int, k: int) -> tuple[list[int], bool]:
-        if not rule.is_blind(step, k):
+        if not rule.is_blind(step, k, size):
             return list(range(size)), False
         evidence = Evidence(ids=torch.arange(size), context={"step": torch.tensor(step)})
         generator = torch.Generator().manual_seed(stream_seed(seed, step))

@@ -179,6 +179,55 @@ def test_the_second_rule_keeps_its_weights_and_its_memory(generator: torch.Gener
     assert weighted.select(evidence, 4, generator=generator).weight.tolist() != [1.0] * 4
 
 
+@pytest.mark.parametrize("looks", [False, True])
+def test_the_second_rule_observes_the_survivors_alone(
+    looks: bool, generator: torch.Generator
+) -> None:
+    """All evidence at once or in stages: it remembers the ten losses that it chose among."""
+    evidence = _evidence()
+    chain = Chain(Scored(scores.rho), prefilter=10, then=SelectiveBackprop())
+    if looks:
+        choice = chain.choose(Spy(evidence), 4, generator=generator)
+        chain.observe(choice.evidence, choice.selection)
+    else:
+        chain.observe(evidence, chain.select(evidence, 4, generator=generator))
+    best = np.argsort(-_rho(evidence))[:10]
+    remembered = chain.state_dict()["recent"].tolist()
+    assert sorted(remembered) == sorted(evidence.require("loss")[best.copy()].tolist())
+
+
+def test_what_the_rules_say_of_their_choice_survives(generator: torch.Generator) -> None:
+    rng = np.random.default_rng(1)
+    evidence = replace(
+        _evidence(),
+        group_irreducible_loss=torch.tensor(rng.exponential(size=(SIZE, 3))),
+        context={"group_holdout_loss": torch.zeros(3), "step": torch.tensor(0)},
+    )
+    chain = Chain(Scored(scores.rho), prefilter=10, then=rd.selector("reducr"))
+    chosen = chain.select(evidence, 4, generator=generator)
+    assert chosen.info["group_weights"].tolist() == pytest.approx([1 / 3] * 3)
+    assert chosen.info["score"].shape == (4,)
+    mixed = rd.Scheduled(chain, mix=0.5).select(evidence, 4, generator=generator)
+    assert mixed.info["group_weights"].tolist() == pytest.approx([1 / 3] * 3)
+
+
+def test_two_rules_that_draw_blindly_measure_nothing(generator: torch.Generator) -> None:
+    gate = GradNormIS(tau_gate=True)
+    chain = Chain(rd.selector("uniform"), prefilter=10, then=gate)
+    assert (chain.sometimes_blind, chain.hindsight) == (True, {"logits", "targets"})
+    spy = Spy(_evidence())
+    choice = chain.choose(spy, 4, generator=generator)
+    assert [asked[0] for asked in spy.asked] == [set()]
+    assert choice.positions.unique().numel() == 4
+    gate.load_state_dict({"tau": 2.0})  # 3·4·2 against 10 + 3·4: of the survivors, not of all
+    assert not chain.is_blind(0, 4, SIZE)
+    spy = Spy(_evidence())
+    chain.choose(spy, 4, generator=generator)
+    assert [asked[0] for asked in spy.asked] == [set(), {"logits", "targets"}]
+    scored = Chain(Scored(scores.rho), prefilter=10, then=gate)
+    assert (scored.sometimes_blind, scored.hindsight) == (False, frozenset())
+
+
 def test_k_out_of_range(generator: torch.Generator) -> None:
     for k in (0, SIZE + 1):
         with pytest.raises(rd.SelectionError, match=f"cannot choose {k} of {SIZE} candidates"):

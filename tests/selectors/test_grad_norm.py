@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,7 +117,7 @@ def test_the_gate_opens_and_shuts_as_the_literal_one(bound: str) -> None:
         else:
             assert chosen.weight.tolist() == [1.0] * k
             assert chosen.index.unique().numel() == k
-            assert chosen.info["score"].tolist() == pytest.approx(norms[chosen.index].tolist())
+            assert chosen.info == {}  # nothing was looked at
         rule.observe(evidence, chosen)
         average = 0.9 * average + 0.1 * literal_tau(norms)
         assert rule.state_dict() == {"tau": pytest.approx(average)}
@@ -164,11 +165,44 @@ def test_all_gradients_zero(generator: torch.Generator) -> None:
         assert rule.state_dict() == {"tau": pytest.approx(0.1 if gate else 0.0)}
 
 
-def test_a_shut_gate_hides_no_broken_norm(generator: torch.Generator) -> None:
+def test_a_shut_gate_looks_at_nothing_and_draws_what_uniform_does() -> None:
+    rule, bare = rd.selector("grad_norm_is", tau_gate=True), rd.Evidence(ids=torch.arange(20))
+    asked: list[frozenset[str]] = []
+
+    def look(needs: frozenset[str], rows: Any = None, *, samples: int = 0) -> rd.Evidence:
+        asked.append(needs)
+        return bare if needs == frozenset() else _evidence(0, 20)
+
+    drawn = rd.selector("uniform").select(bare, 10, generator=torch.Generator().manual_seed(4))
+    choice = rule.choose(look, 10, generator=torch.Generator().manual_seed(4))
+    assert choice.positions.tolist() == drawn.index.tolist()
+    assert choice.selection.weight.tolist() == [1.0] * 10
+    assert asked == [frozenset()]
+    rule.load_state_dict({"tau": 2.0})  # above 50/30
+    choice = rule.choose(look, 10, generator=torch.Generator().manual_seed(4))
+    assert asked[1:] == [frozenset(), rule.needs]
+    assert choice.selection.weight.tolist() != [1.0] * 10
+
+
+def test_it_says_when_it_is_blind() -> None:
+    rule, plain = rd.selector("grad_norm_is", tau_gate=True), rd.selector("grad_norm_is")
+    assert (rule.sometimes_blind, plain.sometimes_blind) == (True, False)
+    assert rule.hindsight == {"logits", "targets"}
+    assert plain.hindsight == frozenset()
+    for tau, k, size, blind in [(0, 1, 1, True), (2, 10, 29, False), (2, 10, 30, True)]:
+        for either in (rule, plain):
+            either.load_state_dict({"tau": float(tau)})
+        assert rule.is_blind(0, k, size) is blind
+        assert plain.is_blind(0, k, size) is False
+
+
+def test_a_broken_norm_never_moves_the_gate(generator: torch.Generator) -> None:
     evidence = _evidence()
     rule = rd.selector("grad_norm_is", tau_gate=True)
     with pytest.raises(rd.SelectionError, match="cannot choose 13 of 12"):
         rule.select(evidence, 13, generator=generator)
+    chosen = rule.select(evidence, 3, generator=generator)
     evidence.require("logits")[5] = math.nan
     with pytest.raises(rd.SelectionError, match="ids 5"):
-        rule.select(evidence, 3, generator=generator)
+        rule.observe(evidence, chosen)
+    assert rule.state_dict() == {"tau": 0.0}

@@ -161,7 +161,7 @@ def test_looking_chooses_what_full_evidence_does(
         asked = math.floor(share * k + 0.5) > 0
         assert measured == ({"loss"} if asked else set())  # nothing, when uniform
         assert max(spy.samples) == (3 if asked else 0)
-        assert rule.is_blind(step, k) is not asked
+        assert rule.is_blind(step, k, SIZE) is not asked
         rule.observe(choice.evidence, choice.selection)
 
 
@@ -185,6 +185,118 @@ def test_a_rule_that_takes_fewer_is_left_so_or_filled_up() -> None:
     chosen = warming.select(_evidence(0), 4, generator=_generator())
     assert chosen.index.unique().numel() == 4
     assert chosen.weight.tolist() == [2.0, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_a_rule_that_takes_fewer_learns_from_its_own_rows_alone(looks: bool) -> None:
+    """It was asked for six and gave three: the random rows that fill up are not its own."""
+    inner, evidence = Recorder(short=3), _evidence(0)
+    rule = Scheduled(inner, mix=0.5)
+    if looks:
+        evidence, chosen, _ = rule.choose(Spy(evidence), 12, generator=_generator())
+    else:
+        chosen = rule.select(evidence, 12, generator=_generator())
+    assert chosen.weight.tolist() == [2.0] * 3 + [1.0] * 9
+    rule.observe(evidence, chosen)
+    best = _evidence(0).require("loss").argsort(descending=True)
+    assert inner.seen == [best[:3].tolist()]
+
+
+def test_the_memory_of_a_rule_of_varying_size_is_of_its_own_rows() -> None:
+    """ρ̄ is of the candidates, so schedule or not, ``rho_ema`` remembers the same."""
+    alone, rule = rd.selector("rho_ema", k_min=1), Scheduled(rd.selector("rho_ema"), mix=0.5)
+    for step in range(3):
+        evidence = _evidence(step)
+        alone.observe(evidence, alone.select(evidence, 4, generator=_generator()))
+        rule.observe(evidence, rule.select(evidence, 4, generator=_generator()))
+    assert rule.state_dict() == alone.state_dict()
+
+
+def test_a_schedule_in_a_schedule_hands_the_rule_its_rows() -> None:
+    inner, evidence = Recorder(), _evidence(0)
+    rule = Scheduled(Scheduled(inner, mix=0.5), mix=0.5)  # of eight, four, of these two
+    chosen = rule.select(evidence, 8, generator=_generator())
+    assert chosen.index.unique().numel() == 8
+    assert chosen.weight.tolist() == [2.0] * 2 + [1.0] * 6
+    rule.observe(evidence, chosen)
+    best = evidence.require("loss").argsort(descending=True)
+    assert inner.seen == [best[:2].tolist()]
+
+
+@final
+class Talker(rd.Selector):
+    """Says of its choice what rules say."""
+
+    needs = frozenset({"loss"})
+
+    def __init__(self, *, unbiased: bool = False, short: int = 0) -> None:
+        self.unbiased, self.short = unbiased, short
+
+    def select(self, evidence: rd.Evidence, k: int, *, generator: torch.Generator) -> rd.Selection:
+        index = torch.arange(k - self.short)
+        info = {"score": evidence.require("loss")[index], "group_weights": torch.tensor([0.25])}
+        return rd.Selection(index, torch.ones(len(index), dtype=torch.float64), info)
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_what_the_rule_says_of_its_choice_survives(unbiased: bool) -> None:
+    """A score goes with its row; a row of chance has none."""
+    rule = Scheduled(Talker(unbiased=unbiased), mix=0.5)
+    evidence = _evidence(0)
+    chosen = rule.select(evidence, 4, generator=_generator())
+    assert set(chosen.info) == {"score", "group_weights"}
+    assert chosen.info["group_weights"].tolist() == [0.25]
+    own = evidence.require("loss")[chosen.index[:2]]
+    assert chosen.info["score"][:2].tolist() == own.tolist()
+    assert chosen.info["score"][2:].isnan().tolist() == [True, True]
+    whole = Scheduled(Talker()).select(evidence, 4, generator=_generator())
+    assert whole.info["score"].tolist() == evidence.require("loss")[:4].tolist()
+
+
+def test_an_unbiased_rule_chooses_among_what_chance_leaves() -> None:
+    """Its rows are the first of those that are left, so they move with the draw."""
+    rule, seen = Scheduled(Talker(unbiased=True), mix=0.5), set[tuple[int, ...]]()
+    for seed in range(200):
+        chosen = rule.select(_evidence(0), 4, generator=_generator(seed))
+        assert chosen.index.unique().numel() == 4
+        seen.add(tuple(chosen.index[:2].tolist()))
+    assert len(seen) > 50
+
+
+def test_an_unbiased_rule_that_gives_fewer_is_refused() -> None:
+    rule = Scheduled(Talker(unbiased=True, short=1), mix=0.5)
+    with pytest.raises(rd.SelectionError, match="Talker says that it is unbiased, but chose 1 row"):
+        rule.select(_evidence(0), 4, generator=_generator())
+
+
+def test_blind_where_the_inner_rule_is() -> None:
+    """Shut for 3·k·τ ≤ n + 3·k: of the rows that the inner rule is asked for, and chooses from."""
+    gate = rd.selector("grad_norm_is", tau_gate=True)
+    rule = Scheduled(gate, mix=0.5, start=1)
+    assert rule.hindsight == gate.hindsight
+    gate.load_state_dict({"tau": 2.0})  # of k = 8: four by the rule, shut from n − 4 = 12 on
+    blind = [rule.is_blind(1, 8, size) for size in (15, 16)]
+    assert blind == [False, True]
+    assert rule.is_blind(0, 8, 15)  # not asked at all
+    assert not rd.Scheduled(rd.selector("rho"), mix=0.5).is_blind(0, 8, 16)
+    assert rd.Scheduled(rd.selector("uniform"), mix=0.5).is_blind(0, 8, 16)
+
+
+def test_in_hindsight_the_rule_is_told_its_share() -> None:
+    """Eight rows were drawn blindly and trained on; the first four were the rule's to draw."""
+    gate, alone = (rd.selector("grad_norm_is", tau_gate=True) for _ in range(2))
+    rule = Scheduled(gate, mix=0.5)
+    g = torch.Generator().manual_seed(0)
+    rows = rd.Evidence(
+        ids=torch.arange(8),
+        logits=torch.randn(8, 3, generator=g),
+        targets=torch.zeros(8, dtype=torch.int64),
+        context={"step": torch.tensor(0)},
+    )
+    rule.observe(rows, rd.Selection(torch.arange(8), torch.ones(8)))
+    first = torch.arange(4)
+    alone.observe(rows.rows(first), rd.Selection(first, torch.ones(4)))
+    assert rule.state_dict() == alone.state_dict() != {"tau": 0.0}
 
 
 def test_state_and_wishes_are_the_inner_rules() -> None:

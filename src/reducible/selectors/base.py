@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol, final
 
 import torch
 from torch import Tensor
@@ -37,6 +38,31 @@ class Choice(NamedTuple):
         return index if self.rows is None else self.rows[index]
 
 
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Composed(Selection):
+    """The selection of a rule that wraps another one, with that one's own choice.
+
+    ``observe`` hands ``inner`` on, so that the wrapped rule learns from exactly what it chose, from
+    the evidence that it chose by.
+    """
+
+    inner: Choice = field(kw_only=True)
+
+
+PER_ROW = frozenset({"score"})
+"""Entries of ``Selection.info`` that are [K]; the others are of the whole choice."""
+
+
+def given(evidence: Evidence) -> Look:
+    """A look at evidence that was measured already."""
+
+    def look(needs: frozenset[str], rows: Tensor | None = None, *, samples: int = 0) -> Evidence:
+        return evidence if rows is None else evidence.rows(rows)
+
+    return look
+
+
 class Selector(ABC):
     """Chooses k of B candidates from evidence. Abstract or final: to vary a rule, wrap it."""
 
@@ -58,8 +84,28 @@ class Selector(ABC):
     keeps_order: bool = False
     """Whether an epoch trains on the rows in the order selected; otherwise they are shuffled."""
 
-    def is_blind(self, step: int, k: int) -> bool:
-        """Whether k rows chosen at ``step`` are random ones, with weights of one.
+    unbiased: bool = False
+    """Whether Σ w_i·L_i / K over the rows it chooses from a candidate batch is, on average over its
+    draws, the mean loss of that batch. Such a rule gives as many rows as it is asked for."""
+
+    repeats: bool = False
+    """Whether it may choose a row twice, as draws with replacement do."""
+
+    hindsight: frozenset[str] = frozenset()
+    """Evidence that ``observe`` reads of rows that were drawn blindly, from the training pass.
+
+    After a blind choice ``observe`` is not called with that choice but, if this is not empty, once
+    the model was trained on the rows: with the evidence of these K rows (the context keys in
+    ``needs`` with it), and a plain selection of all of them.
+    """
+
+    @property
+    def sometimes_blind(self) -> bool:
+        """Whether there may be a step at which ``is_blind`` is true."""
+        return not self.needs
+
+    def is_blind(self, step: int, k: int, size: int) -> bool:
+        """Whether k of ``size`` rows chosen at ``step`` are random ones, with weights of one.
 
         The loop may then draw them before they are loaded: by ``select``, from ids and step.
         """
@@ -85,8 +131,9 @@ class Selector(ABC):
     def observe(self, evidence: Evidence, selection: Selection) -> None:
         """Learn from a selection that is trained on; the only mutation.
 
-        Gets the evidence and the selection of one ``select``: of a rule that decides by epoch,
-        those rows of it that were handed out, in that order, once the epoch is over.
+        Gets the evidence and the selection of one ``select`` or ``choose``; see also ``hindsight``.
+        Of a rule that decides by epoch it gets those rows that were handed out, in that order, once
+        the epoch is over.
         """
 
     def choose(self, look: Look, k: int, *, generator: torch.Generator) -> Choice:

@@ -8,7 +8,7 @@ from typing import Any, final
 
 import torch
 
-from reducible.selectors.base import Choice, Look, Selector
+from reducible.selectors.base import PER_ROW, Choice, Composed, Look, Selector, given
 from reducible.types import (
     ConfigurationError,
     Evidence,
@@ -25,18 +25,28 @@ class Chain(Selector):
     """The ``prefilter`` best candidates by one rule, of these k by another.
 
     One forward pass gives all that it can for both; what is dear (dropout passes) is measured on
-    the survivors alone.
+    the survivors alone. A row's weight is the product of the two rules' weights, so that two
+    unbiased rules make an unbiased chain: the second estimates the first's weighted mean.
 
     Args:
-        first: narrows the candidates; keeps no state.
+        first: narrows the candidates; keeps no state, and chooses no row twice.
         prefilter: how many it leaves, at least k.
         then: chooses k of them.
+
+    Raises:
+        ConfigurationError: rules that cannot be put in this order.
     """
 
     def __init__(self, first: Selector, *, prefilter: int, then: Selector) -> None:
         require_between("prefilter", prefilter, 1, whole=True)
         if first.horizon != "batch" or then.horizon != "batch":
             raise ConfigurationError("a chain is made of rules that decide by candidate batch.")
+        if first.repeats:
+            raise ConfigurationError(
+                f"the first rule of a chain leaves different rows, {type(first).__name__} draws "
+                "with replacement: a row drawn twice would be two candidates for the second. Let "
+                "it choose second: Chain(<the other rule>, prefilter=…, then=<this one>)."
+            )
         if first.state_dict():
             raise ConfigurationError(
                 f"the first rule of a chain keeps no state, {type(first).__name__} does: only the "
@@ -47,37 +57,70 @@ class Chain(Selector):
         self._then = then
         self.needs = first.needs | then.needs
         self.samples = max(first.samples, then.samples)
+        self.unbiased = first.unbiased and then.unbiased
+        self.repeats = then.repeats
+        self.hindsight = then.hindsight if first.sometimes_blind else frozenset()
         ratios = (r for r in (then.lr_ratio, first.lr_ratio) if r is not None)
         self.lr_ratio = next(ratios, None)
 
+    @property
+    def sometimes_blind(self) -> bool:
+        """Whether there may be a step at which both rules draw at random."""
+        return self._first.sometimes_blind and self._then.sometimes_blind
+
+    def is_blind(self, step: int, k: int, size: int) -> bool:
+        """Whether both rules draw at random."""
+        left = self._left(k, size)
+        return self._first.is_blind(step, left, size) and self._then.is_blind(step, k, left)
+
+    def _left(self, k: int, size: int) -> int:
+        """How many of ``size`` candidates survive."""
+        return min(max(self._prefilter, k), size)
+
     def select(self, evidence: Evidence, k: int, *, generator: torch.Generator) -> Selection:
         """The second rule's choice among the first's."""
-        survivors = self._narrow(evidence, k, generator)
-        second = self._then.select(evidence.rows(survivors), k, generator=generator)
-        return replace(second, index=survivors[second.index])
+        choice = self._choose(given(evidence), evidence, k, generator)
+        return replace(choice.selection, index=choice.positions)
 
     def choose(self, look: Look, k: int, *, generator: torch.Generator) -> Choice:
-        """Look at all candidates, then again at the survivors where that is needed."""
-        late = (self._then.needs & _LATE) - self._first.needs
-        early = look(self.needs - late, samples=self._first.samples)
-        survivors = self._narrow(early, k, generator)
-        evidence = early.rows(survivors)
-        if late:
-            seen = look(late, survivors, samples=self._then.samples)
-            evidence = replace(evidence, mc_logits=seen.mc_logits)
-        selection = self._then.select(evidence, k, generator=generator)
-        return Choice(evidence, selection, survivors)
+        """Look at all candidates, then again at the survivors where that is needed.
 
-    def _narrow(self, evidence: Evidence, k: int, generator: torch.Generator) -> torch.Tensor:
-        """[M] int64 positions of the survivors."""
-        size = evidence.ids.numel()
+        Where both rules draw at random, nothing is measured.
+        """
+        if self.sometimes_blind:
+            bare = look(self.needs & {"step"})
+            step = int(bare.context.get("step", torch.tensor(0)))
+            if self.is_blind(step, k, bare.ids.numel()):
+                return self._choose(given(bare), bare, k, generator)
+        early = look(self.needs - self._late(), samples=self._first.samples)
+        return self._choose(look, early, k, generator)
+
+    def _late(self) -> frozenset[str]:
+        """What is measured on the survivors alone."""
+        return (self._then.needs & _LATE) - self._first.needs
+
+    def _choose(self, look: Look, early: Evidence, k: int, generator: torch.Generator) -> Choice:
+        """The second rule's choice among the first's, whose evidence is there already."""
+        size = early.ids.numel()
         if not 1 <= k <= size:
             raise SelectionError(f"cannot choose {k} of {size} candidates.")
-        keep = min(max(self._prefilter, k), size)
-        return self._first.select(evidence, keep, generator=generator).index
+        first = self._first.select(early, self._left(k, size), generator=generator)
+        evidence, late = early.rows(first.index), self._late()
+        if late:
+            seen = look(late, first.index, samples=self._then.samples)
+            evidence = replace(evidence, mc_logits=seen.mc_logits)
+        then = self._then.select(evidence, k, generator=generator)
+        weight = first.weight.index_select(0, then.index) * then.weight
+        info = {name: value for name, value in first.info.items() if name not in PER_ROW}
+        selection = Composed(
+            then.index, weight, {**info, **then.info}, inner=Choice(evidence, then)
+        )
+        return Choice(evidence, selection, first.index)
 
     def observe(self, evidence: Evidence, selection: Selection) -> None:
-        """Passed on to the second rule."""
+        """Passed on to the second rule: the survivors' evidence, and what it chose of them."""
+        if isinstance(selection, Composed):
+            evidence, selection, _ = selection.inner
         self._then.observe(evidence, selection)
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from torch import Tensor
 from reducible import scores
 from reducible.picks import importance_sample, sampling_probabilities
 from reducible.picks._checks import check_scores
-from reducible.selectors.base import Selector, check_state_keys
+from reducible.selectors.base import Choice, Look, Selector, check_state_keys
 from reducible.selectors.scored import Score, Scored
+from reducible.selectors.uniform import Uniform
 from reducible.types import Evidence, Selection, require_one_of
 
 Bound = Literal["logits", "last_layer"]
@@ -49,31 +50,54 @@ class GradNormIS(Selector):
     Args:
         bound: ``"logits"`` or ``"last_layer"``, see ``grad_norm``.
         tau_gate: draw uniformly, without replacement, until the average of τ exceeds
-            (n_B + 3k)/(3k), where importance sampling begins to pay for its forward pass.
+            (n_B + 3k)/(3k), from which on importance sampling pays for its forward pass. Until
+            then nothing is scored: rows are drawn blindly, and τ is that of the gradient norms of
+            the k rows in their training pass. It is at most √k, so small batches never exceed it.
     """
+
+    unbiased = True
+    repeats = True
 
     def __init__(self, *, bound: Bound = "logits", tau_gate: bool = False) -> None:
         require_one_of("bound", bound, list(BOUNDS))
         require_one_of("tau_gate", tau_gate, (True, False))
-        self._norms = Scored(BOUNDS[bound])
+        self._norms, self._blindly = Scored(BOUNDS[bound]), Uniform()
         self._gated = tau_gate
         self._tau = 0.0  # average of τ so far
         self.needs = self._norms.needs
+        self.hindsight = self.needs if tau_gate else frozenset()
+
+    @property
+    def sometimes_blind(self) -> bool:
+        """Whether there is a gate."""
+        return self._gated
+
+    def is_blind(self, step: int, k: int, size: int) -> bool:
+        """Whether the gate is shut."""
+        return self._gated and 3 * k * self._tau <= size + 3 * k
 
     def select(self, evidence: Evidence, k: int, *, generator: torch.Generator) -> Selection:
-        """k rows, perhaps repeated."""
+        """k rows, perhaps repeated; without a look at the evidence while the gate is shut."""
+        size = evidence.ids.numel()
+        if self.is_blind(0, k, size):
+            return self._blindly.select(evidence, k, generator=generator)
         norms = self._norms.score(evidence)
-        check_scores(norms, k, evidence.ids)
-        size = norms.numel()
-        if self._gated and self._tau <= (size + 3 * k) / (3 * k):
-            index = torch.randperm(size, generator=generator, device=norms.device)[:k]
-            return Selection(index, norms.new_ones(k), {"score": norms[index]})
         return importance_sample(norms, k, generator=generator, ids=evidence.ids)
 
-    def observe(self, evidence: Evidence, selection: Selection) -> None:
-        """Move the average of τ."""
+    def choose(self, look: Look, k: int, *, generator: torch.Generator) -> Choice:
+        """Measure the norms unless the gate is shut."""
         if self._gated:
-            tau = float(variance_gain(self._norms.score(evidence)))
+            bare = look(frozenset())
+            if self.is_blind(0, k, bare.ids.numel()):
+                return Choice(bare, self.select(bare, k, generator=generator))
+        return super().choose(look, k, generator=generator)
+
+    def observe(self, evidence: Evidence, selection: Selection) -> None:
+        """Move the average of τ: of the candidates, or of the rows of a training pass."""
+        if self._gated:
+            norms = self._norms.score(evidence)
+            check_scores(norms, selection.index.numel(), evidence.ids)
+            tau = float(variance_gain(norms))
             self._tau = _DECAY * self._tau + (1.0 - _DECAY) * tau
 
     def state_dict(self) -> dict[str, Any]:

@@ -12,8 +12,14 @@ from torch import Tensor
 
 from reducible import schedules
 from reducible.picks._checks import check_k
-from reducible.selectors.base import Choice, Look, Selector
-from reducible.types import ConfigurationError, Evidence, Selection, require_between
+from reducible.selectors.base import PER_ROW, Choice, Composed, Look, Selector, given
+from reducible.types import (
+    ConfigurationError,
+    Evidence,
+    Selection,
+    SelectionError,
+    require_between,
+)
 
 
 @final
@@ -22,8 +28,16 @@ class Scheduled(Selector):
 
     The share is 0 before ``start`` and from ``end`` on, rises to 1 − ``mix`` over ``warmup`` steps
     after ``start``, and falls to 0 over the last ``anneal`` steps before ``end``. The rule is asked
-    at every ``every``-th step only. Where it is not asked, nothing is measured, and only the rows
-    drawn are loaded. Where a choice is handed out in several updates, the rule's rows come first.
+    at every ``every``-th step only. If it is not asked, nothing is measured, and only the rows
+    drawn are loaded. The rule's rows come first, which counts if a choice is handed out in several
+    updates.
+
+    No row comes twice, unless the rule draws with replacement. An unbiased rule stays unbiased:
+    chance draws its rows first, from all candidates, and the rule chooses among the others, with
+    the weights that it gives. Both parts, and what each leaves, are as the candidates on average.
+    Any other rule chooses among all candidates, and chance among those that it leaves; chance also
+    gives the rows that such a rule was asked for and did not give. The rule learns from its own
+    rows alone.
 
     Args:
         selector: any rule that decides by candidate batch.
@@ -64,6 +78,9 @@ class Scheduled(Selector):
         self.needs = selector.needs | {"step"}
         self.samples = selector.samples
         self.lr_ratio = selector.lr_ratio
+        self.unbiased = selector.unbiased
+        self.repeats = selector.repeats
+        self.hindsight = selector.hindsight
 
     def share(self, step: int) -> float:
         """Share of the rows that the inner rule chooses at ``step``."""
@@ -76,61 +93,85 @@ class Scheduled(Selector):
         down = 1.0 - schedules.linear(step, start=self._end - self._anneal, end=self._end)
         return (1.0 - self._mix) * min(up, down)
 
-    def is_blind(self, step: int, k: int) -> bool:
-        """Whether the inner rule chooses none of the k rows."""
-        return self._by_rule(step, k) == 0
+    @property
+    def sometimes_blind(self) -> bool:
+        """Always true: most schedules have steps without the rule."""
+        return True
+
+    def is_blind(self, step: int, k: int, size: int) -> bool:
+        """Whether the inner rule chooses none of the k rows, or draws its share blindly itself."""
+        by_rule = self._by_rule(step, k)
+        return by_rule == 0 or self._inner.is_blind(step, by_rule, self._before(size, k, by_rule))
 
     def _by_rule(self, step: int, k: int) -> int:
         """Rows out of k that the inner rule chooses at ``step``."""
         return math.floor(self.share(step) * k + 0.5)
 
-    def _rows(self, evidence: Evidence, k: int) -> int:
-        check_k(k, evidence.ids.numel())
-        return self._by_rule(int(evidence.require("step")), k)
+    def _before(self, size: int, k: int, by_rule: int) -> int:
+        """Of how many rows the inner rule chooses."""
+        return size - (k - by_rule) if self.unbiased else size
 
     def select(self, evidence: Evidence, k: int, *, generator: torch.Generator) -> Selection:
         """k rows: the rule's, then random others."""
-        by_rule = self._rows(evidence, k)
-        if by_rule == 0:
-            return _random(evidence.ids, k, None, generator)
-        chosen = self._inner.select(evidence, by_rule, generator=generator)
-        if by_rule == k:
-            return chosen
-        missing = k - chosen.index.numel()
-        rest = _random(evidence.ids, missing, chosen.index, generator)
-        weight = torch.cat([chosen.weight, rest.weight.to(chosen.weight)])
-        return Selection(torch.cat([chosen.index, rest.index]), weight)
+        choice = self.choose(given(evidence), k, generator=generator)
+        if not isinstance(choice.selection, Composed) or choice.rows is None:
+            return choice.selection
+        return replace(choice.selection, index=choice.positions)
 
     def choose(self, look: Look, k: int, *, generator: torch.Generator) -> Choice:
-        """Ask the rule where its share is not zero; otherwise nothing is measured."""
+        """Ask the rule if its share is not zero; otherwise nothing is measured."""
         bare = look(frozenset({"step"}))
-        by_rule = self._rows(bare, k)
+        size = bare.ids.numel()
+        check_k(k, size)
+        by_rule = self._by_rule(int(bare.require("step")), k)
         if by_rule == 0:
-            return Choice(bare, _random(bare.ids, k, None, generator))
+            index = torch.randperm(size, generator=generator, device=bare.ids.device)[:k]
+            return Choice(bare, Selection(index, torch.ones(k, device=index.device)))
         if by_rule == k:
-            return self._inner.choose(self._with_step(look), k, generator=generator)
-        evidence = look(self.needs, samples=self.samples)
-        return Choice(evidence, self.select(evidence, k, generator=generator))
+            inner = self._inner.choose(look, k, generator=generator)
+            own = inner.selection
+            whole = Composed(own.index, own.weight, own.info, inner=inner)
+            return Choice(inner.evidence, whole, inner.rows)
+        if self.unbiased:
+            return self._chance_first(look, bare, k, by_rule, generator)
+        inner = self._inner.choose(look, by_rule, generator=generator)
+        own = inner.positions
+        order = torch.randperm(size, generator=generator, device=own.device)
+        rest = order[~torch.isin(order, own)][: k - own.numel()]
+        evidence = bare if inner.rows is not None else inner.evidence
+        return Choice(evidence, _joined(inner, own, rest))
 
-    @staticmethod
-    def _with_step(look: Look) -> Look:
-        """``look`` whose evidence says the step too, which ``observe`` reads."""
-
-        def both(
-            needs: frozenset[str], rows: Tensor | None = None, *, samples: int = 0
-        ) -> Evidence:
-            return look(needs | {"step"}, rows, samples=samples)
-
-        return both
+    def _chance_first(
+        self, look: Look, bare: Evidence, k: int, by_rule: int, generator: torch.Generator
+    ) -> Choice:
+        """Random rows of all candidates, and the inner rule's choice among the others."""
+        device = bare.ids.device
+        order = torch.randperm(bare.ids.numel(), generator=generator, device=device)
+        chance, others = order[: k - by_rule], order[k - by_rule :]
+        among = _Among(look, others, bare)
+        inner = self._inner.choose(among, by_rule, generator=generator)
+        if inner.selection.index.numel() != by_rule:
+            raise SelectionError(
+                f"{type(self._inner).__name__} says that it is unbiased, but chose "
+                f"{inner.selection.index.numel()} rows when asked for {by_rule}: mixed with random "
+                "rows, it would be biased. An unbiased rule gives as many as it is asked for."
+            )
+        own = others.to(inner.positions.device)[inner.positions]
+        return Choice(among.whole, _joined(inner, own, chance.to(own.device)))
 
     def observe(self, evidence: Evidence, selection: Selection) -> None:
-        """Let the rule learn from what it chose itself."""
-        by_rule = self._rows(evidence, selection.index.numel())
-        if by_rule:
-            own = replace(
-                selection, index=selection.index[:by_rule], weight=selection.weight[:by_rule]
-            )
-            self._inner.observe(evidence, own)
+        """Let the rule learn from what it chose itself, or from its share of blindly drawn rows."""
+        if isinstance(selection, Composed):
+            self._inner.observe(selection.inner.evidence, selection.inner.selection)
+            return
+        rows = selection.index.numel()
+        by_rule = self._by_rule(int(evidence.require("step")), rows)
+        if by_rule == rows:
+            self._inner.observe(evidence, selection)
+        elif by_rule:
+            own = torch.arange(by_rule, device=selection.index.device)
+            plain = Selection(own, selection.weight[:by_rule])
+            self._inner.observe(evidence.rows(selection.index[:by_rule]), plain)
 
     def state_dict(self) -> dict[str, Any]:
         """The inner rule's state."""
@@ -141,9 +182,28 @@ class Scheduled(Selector):
         self._inner.load_state_dict(state)
 
 
-def _random(ids: Tensor, k: int, taken: Tensor | None, generator: torch.Generator) -> Selection:
-    """k rows at random that are not among ``taken``."""
-    order = torch.randperm(ids.numel(), generator=generator, device=ids.device)
-    if taken is not None:
-        order = order[~torch.isin(order, taken)]
-    return Selection(order[:k], torch.ones(k, device=ids.device))
+class _Among:
+    """A look at some of the candidates, which are measured together with all the others."""
+
+    def __init__(self, look: Look, some: Tensor, bare: Evidence) -> None:
+        self._look, self._some = look, some  # [M] int64
+        self.whole = bare  # evidence of all candidates, as measured last
+
+    def __call__(
+        self, needs: frozenset[str], rows: Tensor | None = None, *, samples: int = 0
+    ) -> Evidence:
+        if rows is not None:
+            return self._look(needs, self._some.to(rows.device)[rows], samples=samples)
+        self.whole = self._look(needs, samples=samples)
+        return self.whole.rows(self._some.to(self.whole.ids.device))
+
+
+def _joined(inner: Choice, own: Tensor, chance: Tensor) -> Composed:
+    """The rule's rows, then those of chance: positions [K]; a random row has no score."""
+    chosen, few = inner.selection, chance.numel()
+    weight = torch.cat([chosen.weight, chosen.weight.new_ones(few)])
+    info = {
+        name: torch.cat([value, value.new_full((few,), math.nan)]) if name in PER_ROW else value
+        for name, value in chosen.info.items()
+    }
+    return Composed(torch.cat([own, chance]), weight, info, inner=inner)

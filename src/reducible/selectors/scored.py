@@ -10,7 +10,7 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor
 
-from reducible.picks import top_k
+from reducible.picks import importance_sample, top_k
 from reducible.selectors.base import Selector
 from reducible.types import ConfigurationError, Evidence, Selection
 
@@ -55,6 +55,8 @@ class Scored(Selector):
         hyperparameters: passed on to the score.
         pick_options: passed on to the pick.
         samples: dropout passes to ask for.
+        unbiased: whether the pick's weights make Σ w_i·L_i / K an unbiased estimate of the mean
+            loss over the candidates.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Scored(Selector):
         hyperparameters: Mapping[str, Any] | None = None,
         pick_options: Mapping[str, Any] | None = None,
         samples: int = 0,
+        unbiased: bool = False,
     ) -> None:
         self._score = score
         self._pick = partial(pick, **pick_options) if pick_options else pick
@@ -72,6 +75,8 @@ class Scored(Selector):
         self._evidence = tuple(sorted(evidence_names(score)))
         self.needs = frozenset(self._evidence)
         self.samples = samples
+        self.unbiased = unbiased
+        self.repeats = pick is importance_sample
         unknown = set(self._hyperparameters) - set(inspect.signature(score).parameters)
         if unknown:
             raise ConfigurationError(

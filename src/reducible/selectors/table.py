@@ -117,7 +117,7 @@ def rho_soft(*, temperature: float = 1.0, correct: bool = False) -> Selector:
     require_between("temperature", temperature, 0.0, open_low=True, open_high=True)
     require_one_of("correct", correct, (True, False))
     options = {"temperature": temperature, "correct": correct}
-    return Scored(scores.rho, pick=soft_top_k, pick_options=options)
+    return Scored(scores.rho, pick=soft_top_k, pick_options=options, unbiased=correct)
 
 
 def rho_divbs(*, prefilter: int = 50) -> Selector:

@@ -16,6 +16,8 @@ from reducible.types import Evidence, Selection
 class Uniform(Selector):
     """k of B at random, without replacement. Needs nothing, so it costs nothing."""
 
+    unbiased = True
+
     def select(self, evidence: Evidence, k: int, *, generator: torch.Generator) -> Selection:
         """A random k-subset of the candidates."""
         ids = evidence.ids
