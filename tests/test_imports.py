@@ -21,7 +21,7 @@ _ABOVE_LOOP = (
     "types files schedules scores picks structure selectors labels fetching copies stores "
     "tasks measure scorers ledger "
     "fitting irreducible plans gate distributed loaders group_holdout measuring epochs seeds "
-    "passes chosen gating assembly"
+    "passes chosen hindsight gating assembly"
 )
 _ABOVE_RUN = f"{_ABOVE_LOOP} loop records data models encoders"
 
@@ -55,6 +55,7 @@ ALLOWED = {
     "epochs": "types structure stores tasks selectors measure ledger loaders",
     "seeds": "",
     "chosen": "",
+    "hindsight": "types selectors ledger measuring",
     "gating": "types structure tasks selectors measure gate ledger measuring seeds",
     "passes": "types ledger loaders selectors stores structure epochs seeds",
     "assembly": (

@@ -31,6 +31,8 @@ class Part:
     weights: Tensor  # [K]
     info: Mapping[str, Tensor]
     shadows: Mapping[str, Tensor]
+    drawn_at: int | None = None
+    """The step at which the rows were drawn blindly, if the rule learns of them in hindsight."""
 
     def split(self, k: int) -> list[Part]:
         """Parts of k rows, in order; scores go with their rows, the rest with every part."""
@@ -46,6 +48,7 @@ class Part:
                     self.weights[rows],
                     info,
                     self.shadows,
+                    self.drawn_at,
                 )
             )
         return parts
@@ -58,6 +61,7 @@ class Part:
             "weights": self.weights,
             "info": dict(self.info),
             "shadows": dict(self.shadows),
+            "drawn_at": self.drawn_at,
         }
 
 

@@ -20,6 +20,7 @@ from reducible.assembly import (
 )
 from reducible.chosen import Chosen, Part, PickLog
 from reducible.gate import Gate
+from reducible.hindsight import Hindsight, would_be_told
 from reducible.ledger import Ledger
 from reducible.measure import Scoring
 from reducible.measuring import Measuring
@@ -210,6 +211,7 @@ class SelectingLoader:
         )
         self._step = 0  # batches handed out, over all passes
         self._waiting: list[Part] = []  # chosen from the last candidate batch, not handed out
+        self._hindsight = Hindsight(selector, self._measuring, self.ledger)
         self.train_flops_per_example: float | None = None
         """Set it where measured; otherwise three times the scoring forward is counted."""
 
@@ -249,6 +251,8 @@ class SelectingLoader:
     def __iter__(self) -> Iterator[Chosen]:
         device = _device_of(self._model)
         generator = torch.Generator()  # on the CPU: the same draws on every device
+        self._hindsight.tell()
+        self._hindsight.forget()
         if not self._passes.resuming:
             self._waiting = []  # of a pass that was broken off
         updates = self._scoring.updates_per_scoring
@@ -271,6 +275,8 @@ class SelectingLoader:
                     yield chosen
                 if self._measuring.learns:
                     self._measuring.settle()
+                if self._hindsight.wanted:
+                    self._hindsight.settle()
                 if not self._waiting:
                     break
 
@@ -285,14 +291,20 @@ class SelectingLoader:
             through = self._gating.let_through(candidates, k, **now)
             if through is None:
                 rows = self._gating.plain_rows(size, k, self._step)
-                return [_plain(candidates, rows, _device_of(self._model))]
+                return [_plain(candidates, rows, _device_of(self._model), self._drawn_at())]
             candidates = through
         generator.manual_seed(seed)
         look = self._measuring.look(
             self._selector, candidates, epoch=self._passes.epoch, step=self._step, seed=seed
         )
+        drawn_at = self._drawn_at()
+        if drawn_at is not None:
+            here = candidates.ids.numel()
+            if not self._selector.is_blind(self._step, k * updates, here):
+                drawn_at = None
         choice = self._selector.choose(look, k * updates, generator=generator)
-        self._selector.observe(choice.evidence, choice.selection)
+        if drawn_at is None:
+            self._selector.observe(choice.evidence, choice.selection)
         selection = choice.selection
         shadows: dict[str, Tensor] = {}
         if self._shadows:
@@ -303,13 +315,15 @@ class SelectingLoader:
             weights=selection.weight,
             info=selection.info,
             shadows=shadows,
+            drawn_at=drawn_at,
         )
         return [whole] if updates == 1 else whole.split(k)
 
     def _as_drawn(self, rows: Candidates, weights: Tensor) -> list[Part]:
         """Rows that were chosen before they were loaded, in parts as above."""
         size = rows.ids.numel()
-        whole = Part(torch.arange(size), rows.ids.to(weights.device), weights, {}, {})
+        ids = rows.ids.to(weights.device)
+        whole = Part(torch.arange(size), ids, weights, {}, {}, self._drawn_at())
         if self._planner is not None:
             return [whole]
         return whole.split(size // self._scoring.updates_per_scoring)
@@ -332,7 +346,11 @@ class SelectingLoader:
             seen = choice.evidence if choice.rows is None and alike else None
             watch = self._measuring.shadow_look(shadow, candidates, seen, **now)
             would = shadow.choose(watch, k, generator=generator)
-            shadow.observe(would.evidence, would.selection)
+            evidence, selection = would.evidence, would.selection
+            if shadow.hindsight and shadow.is_blind(self._step, k, candidates.ids.numel()):
+                needs, selection = would_be_told(shadow, selection.index)
+                evidence = watch(needs, would.positions)  # for they have no training pass
+            shadow.observe(evidence, selection)
             shadows[name] = would.evidence.ids[would.selection.index]
         return shadows
 
@@ -356,8 +374,16 @@ class SelectingLoader:
             counts.flops_train += int(rows * 3 * forward)
         if self._measuring.learns:
             self._measuring.learn(batch, part.weights)
+        if part.drawn_at is not None:
+            here = Candidates(part.ids, batch)
+            self._hindsight.listen(here, epoch=self.epoch, drawn_at=part.drawn_at, step=self._step)
         self._step += 1
         return Chosen(batch, part.ids, part.weights, part.info, part.shadows)
+
+    def _drawn_at(self) -> int | None:
+        """This step, if the rule is to be told of rows that are drawn blindly now."""
+        closed = self.gate is not None and self.gate.state == "closed"
+        return self._step if self._hindsight.wanted and not closed else None
 
     def remember(self, ids: Tensor, per_example_loss: Tensor) -> None:
         """Report the losses ([K]) of rows that are trained on, for rules that remember them.
@@ -381,6 +407,7 @@ class SelectingLoader:
         Take it after the update on the batch handed out last. The model, the optimizer and the
         global random streams are the caller's to save.
         """
+        self._hindsight.tell()
         return {
             "step": self._step,
             "passes": self._passes.state_dict(again=bool(self._waiting)),
@@ -394,6 +421,7 @@ class SelectingLoader:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``: the next iteration continues the pass it was taken in."""
+        self._hindsight.forget()
         self._step = state["step"]
         self._passes.load_state_dict(state["passes"])
         self._waiting = [Part(**part) for part in state["waiting"]]
@@ -406,10 +434,13 @@ class SelectingLoader:
         self.ledger.load_state_dict(state["ledger"])
 
 
-def _plain(candidates: Candidates, positions: Tensor, device: torch.device) -> Part:
+def _plain(
+    candidates: Candidates, positions: Tensor, device: torch.device, drawn_at: int | None
+) -> Part:
     """Rows at random, without weights."""
     ids = candidates.ids[positions.to(candidates.ids.device)]
-    return Part(positions, ids, torch.ones(positions.numel(), device=device), {}, {})
+    weights = torch.ones(positions.numel(), device=device)
+    return Part(positions, ids, weights, {}, {}, drawn_at)
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, final
 
@@ -272,6 +272,28 @@ class Measuring:
                 self._lesson = _Lesson(batch, weights, heard)
             else:
                 self._step(learner, batch, weights)
+
+    def in_hindsight(
+        self, selector: Selector, rows: Candidates, *, epoch: int, step: int
+    ) -> Callable[[], Evidence | None]:
+        """What ``selector`` reads in hindsight of rows that are handed out.
+
+        Listens to their training pass from now on, which costs no pass of its own.
+
+        Returns:
+            Gives the evidence of the rows; None as long as no training pass was seen.
+        """
+        needs = selector.hindsight | (selector.needs & _CONTEXT)
+        asked = Asked(needs, self._context(needs, epoch, step))
+        layers = "features" in needs
+        heard = Overheard(self._model, self._task, rows.batch, rows.ids.numel(), layers=layers)
+
+        def seen() -> Evidence | None:
+            if heard.replay is None:
+                return None
+            return Meter(heard.replay, _EVAL, task=self._task).measure(rows, asked)
+
+        return seen
 
     def settle(self) -> None:
         """Step a scorer that learns predictions on the batch handed out last; once."""
