@@ -84,9 +84,11 @@ class SelectingLoader:
     mode and the global random streams are as they were. A last, shorter candidate batch is
     dropped: it would shrink n_b.
 
-    A rule that needs no evidence (``uniform``, or ``Scheduled`` where its rule rests) over a plain
-    DataLoader of a map-style data set draws its rows before they are loaded: the same candidates as
-    every other rule sees, at the cost of the chosen ones alone.
+    A rule that needs no evidence (``uniform``, ``Scheduled`` when its rule rests, ``grad_norm_is``
+    while its gate is shut) over a plain DataLoader of a map-style data set draws its rows before
+    they are loaded: the same candidates as every other rule sees, at the cost of the chosen ones
+    alone. With a gate, which opens by what the training pass shows, that is so without workers and
+    with one update per scoring; else all are loaded, and none scored.
 
     A rule that decides by epoch (``infobatch``, ``rs2``, ``svp``) plans the order itself, over the
     rows that the loader's sampler yields; a sampler whose rows are not known is refused by name.
