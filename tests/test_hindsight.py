@@ -80,7 +80,8 @@ def _loop(kind: str = "own", *, workers: int = 0, rule: Any = None, **options: A
     )
     model = Net()
     rule = rule or rd.selector("grad_norm_is", tau_gate=True)
-    batches = rd.SelectingLoader(loader, model, rule, **{"keep": K, "seed": 5} | options)
+    settings: dict[str, Any] = {"keep": K, "seed": 5} | options
+    batches = rd.SelectingLoader(loader, model, rule, **settings)
     return data, model, rule, batches
 
 
@@ -297,9 +298,10 @@ def test_a_look_at_the_first_batch_is_no_error() -> None:
 
 def test_a_pass_that_was_broken_off_is_taken_in() -> None:
     _, model, rule, batches = _loop()
-    for chosen in batches:
-        tau = _literal_tau(model(chosen.batch[0]), chosen.batch[1])
-        break
+    walk = iter(batches)
+    x, y = next(walk).batch
+    tau = _literal_tau(model(x), y)
+    del walk
     next(iter(batches))
     assert rule.state_dict() == {"tau": pytest.approx(0.1 * tau, rel=1e-5)}
 

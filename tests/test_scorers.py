@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import reducible as rd
 from reducible.data import TensorSet
 from reducible.models import MODELS, lenet
+from reducible.scorers import Overheard
 
 C, K, N_B, N = 10, 6, 12, 48
 TASK = rd.Classification()
@@ -604,6 +605,46 @@ def test_outputs_of_other_kinds_are_heard_or_left() -> None:
     logits = model(x).logits
     next(walk)
     torch.testing.assert_close(student.state_dict()["1.weight"], _learnt(x, logits))
+
+
+class Causal(nn.Module):
+    """Classifies every token, and takes the last one's logits, as causal language models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.score = nn.Embedding(9, 4), nn.Linear(4, 3)
+        self.body = nn.ModuleDict({"first": nn.Linear(4, 4)})
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Output:
+        hidden = self.body["first"](self.words(input_ids))  # [B, T, D]
+        logits = self.score(hidden)
+        return Output(logits[torch.arange(len(logits)), attention_mask.sum(1) - 1])
+
+
+@pytest.mark.parametrize("name", [None, "score"])
+def test_what_the_layers_said_gives_the_features_without_a_pass(name: str | None) -> None:
+    model, task = Causal(), rd.SequenceClassification(features=name)
+    batch = {
+        "input_ids": torch.tensor([[3, 4, 5], [6, 7, 0]]),
+        "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]]),
+    }
+    heard = Overheard(model, task, batch, 2, layers=True)
+    with torch.no_grad():
+        model(**{k: v.flip(0) for k, v in batch.items()})  # an evaluation is not listened to
+    logits = model(**batch).logits
+    assert heard.replay is not None
+    assert _hooks(model) == 0
+    again = task.forward(heard.replay, batch, features=True)
+    literal = task.forward(model, batch, features=True)
+    assert literal.features is not None
+    torch.testing.assert_close(again.logits, logits.detach())
+    torch.testing.assert_close(again.features, literal.features.detach())
+    assert not again.logits.requires_grad
+    plain = Overheard(model, task, batch, 2)
+    model(**batch)
+    assert plain.replay is not None
+    with pytest.raises(rd.DataError, match=r"no module|features cannot be found"):
+        task.forward(plain.replay, batch, features=True)
 
 
 def test_a_task_with_a_reading_of_its_own_asks_the_model() -> None:

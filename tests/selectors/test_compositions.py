@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import reducible as rd
+from reducible.picks import importance_sample
 from reducible.selectors import Chain, Scheduled, Selector
 
 N, K, PREFILTER, C = 8, 6, 7, 3
@@ -166,7 +167,7 @@ def test_what_each_rule_declares() -> None:
     assert repeats == {name for name in RULES if name.startswith("grad_norm_is")}
     scored = rd.Scored(rd.scores.train_loss)
     assert (scored.unbiased, scored.repeats) == (False, False)
-    drawn = rd.Scored(rd.scores.train_loss, pick=rd.picks.importance_sample, unbiased=True)
+    drawn = rd.Scored(rd.scores.train_loss, pick=importance_sample, unbiased=True)
     assert (drawn.unbiased, drawn.repeats) == (True, True)
 
 
@@ -264,7 +265,7 @@ def test_a_random_share_leaves_an_unbiased_rule_unbiased() -> None:
 
 
 def test_a_first_rule_that_draws_with_replacement_is_refused_with_the_cure() -> None:
-    drawn = rd.Scored(rd.scores.train_loss, pick=rd.picks.importance_sample)
+    drawn = rd.Scored(rd.scores.train_loss, pick=importance_sample)
     for first in (drawn, rd.selector("grad_norm_is"), Scheduled(drawn, mix=0.5)):
         with pytest.raises(rd.ConfigurationError, match=r"with replacement.*Let it choose second"):
             Chain(first, prefilter=5, then=rd.selector("uniform"))
