@@ -12,6 +12,7 @@ from torch import Tensor
 
 from reducible import schedules
 from reducible.picks._checks import check_k
+from reducible.picks._draws import shuffled
 from reducible.selectors.base import PER_ROW, Choice, Composed, Look, Selector, given
 from reducible.types import (
     ConfigurationError,
@@ -125,7 +126,7 @@ class Scheduled(Selector):
         check_k(k, size)
         by_rule = self._by_rule(int(bare.require("step")), k)
         if by_rule == 0:
-            index = torch.randperm(size, generator=generator, device=bare.ids.device)[:k]
+            index = shuffled(size, generator=generator, like=bare.ids)[:k]
             return Choice(bare, Selection(index, torch.ones(k, device=index.device)))
         if by_rule == k:
             inner = self._inner.choose(look, k, generator=generator)
@@ -136,7 +137,7 @@ class Scheduled(Selector):
             return self._chance_first(look, bare, k, by_rule, generator)
         inner = self._inner.choose(look, by_rule, generator=generator)
         own = inner.positions
-        order = torch.randperm(size, generator=generator, device=own.device)
+        order = shuffled(size, generator=generator, like=own)
         rest = order[~torch.isin(order, own)][: k - own.numel()]
         evidence = bare if inner.rows is not None else inner.evidence
         return Choice(evidence, _joined(inner, own, rest))
@@ -145,8 +146,7 @@ class Scheduled(Selector):
         self, look: Look, bare: Evidence, k: int, by_rule: int, generator: torch.Generator
     ) -> Choice:
         """Random rows of all candidates, and the inner rule's choice among the others."""
-        device = bare.ids.device
-        order = torch.randperm(bare.ids.numel(), generator=generator, device=device)
+        order = shuffled(bare.ids.numel(), generator=generator, like=bare.ids)
         chance, others = order[: k - by_rule], order[k - by_rule :]
         among = _Among(look, others, bare)
         inner = self._inner.choose(among, by_rule, generator=generator)
