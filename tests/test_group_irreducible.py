@@ -131,6 +131,22 @@ def _small() -> nn.Module:
     return nn.Sequential(nn.Linear(D, 16), nn.ReLU(), nn.Linear(16, G))
 
 
+def test_the_trial_pass_leaves_a_network_that_can_be_trained_on() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(D, 8), nn.Linear(8, G)
+            self.table: Tensor | None = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.first(x)  # [B, 8]
+            self.table = torch.ones(8) if self.table is None else self.table
+            return self.last(hidden * self.table)
+
+    store = rd.fit_group_irreducible_loss(Scaled, HOLD, TRAIN, shared=True, epochs=1, **QUIET)
+    assert store.values.isfinite().all()
+
+
 def test_adapters_agree_with_separate_models_in_order() -> None:
     """Rank correlation per column: what is dear to the one is dear to the other."""
     data = _data(1)

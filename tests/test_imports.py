@@ -43,7 +43,7 @@ ALLOWED = {
     "measure": "types structure tasks stores",
     "scorers": "types tasks measure",
     "copies": "types",
-    "fitting": "types files copies structure stores tasks ledger loaders",
+    "fitting": "types files copies structure stores tasks measure ledger loaders",
     "irreducible": (
         "types files copies structure stores tasks scorers measure ledger loaders fitting"
     ),
@@ -72,7 +72,7 @@ ALLOWED = {
     "recipe": "types tasks measure models encoders selectors",
     "splits": "types data models encoders irreducible recipe seeds",
     "ingredients": f"{_ABOVE_LOOP} data models recipe splits",
-    "evaluation": "tasks data",
+    "evaluation": "tasks measure data",
     "run": f"{_ABOVE_RUN} tally recipe splits ingredients evaluation",
     "sweep": f"{_ABOVE_RUN} recipe run",
     "recipes": f"{_ABOVE_RUN} recipe run",

@@ -641,3 +641,29 @@ def test_inputs_that_are_not_numbers_are_said() -> None:
     data.x[30, 2] = math.nan
     with pytest.raises(rd.StoreError, match="check the inputs for NaN"):
         rd.fit_irreducible_loss(Spy, *_cut(data), epochs=1, **QUIET)
+
+
+class CachesAScale(nn.Module):
+    """Makes a table and its last layer in its first forward, which may be one that scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.LazyLinear(3)
+        self.tables: dict[int, Tensor] = {}  # for even and odd batches
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)  # [B, 8]
+        table = self.tables.setdefault(len(x) % 2, torch.ones(8))
+        return self.last(hidden * table)
+
+
+@pytest.mark.parametrize("checked_first", [False, True])
+def test_a_check_leaves_a_model_that_can_be_trained_on(checked_first: bool) -> None:
+    holdout, train = _cut(holdout=21)  # updates on 10, 10 and 1 rows, scores of 39
+    model, made = CachesAScale(), CachesAScale()
+    made(torch.zeros(2, 4))
+    start: dict[str, Any] = {"start_from": made.state_dict()} if checked_first else {}
+    store = rd.fit_irreducible_loss(
+        lambda: model, holdout, train, epochs=2, batch_size=10, checks_per_epoch=2, **start, **QUIET
+    )
+    assert [len(curve) for curve in store.header["mean_losses"]] == [4 + checked_first]

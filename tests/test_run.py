@@ -372,6 +372,25 @@ def test_evaluation_by_hand() -> None:
     assert model.training
 
 
+def test_what_a_model_makes_while_it_is_evaluated_can_be_trained() -> None:
+    class Scaled(nn.Sequential):
+        table: torch.Tensor | None = None
+
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            hidden = super().forward(input)
+            self.table = torch.ones(3) if self.table is None else self.table
+            return hidden * self.table
+
+    model = Scaled(nn.LazyLinear(3))
+    evaluate(model, TensorSet(torch.randn(4, 3), torch.tensor([0, 1, 2, 0])))
+    x = torch.ones(2, 3)
+    model(x).sum().backward()
+    layer = model[0]
+    assert isinstance(layer, nn.Linear)
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.tolist() == [[2.0] * 3] * 3
+
+
 def test_summaries_are_json(finished: Any) -> None:
     for out, _ in finished.values():
         assert "NaN" not in (out / "summary.json").read_text()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from reducible.data import TensorSet, TokenSet
+from reducible.measure import without_graph
 from reducible.tasks import Classification, SequenceClassification
 
 
@@ -29,7 +30,7 @@ class Evaluation:
     by_class: list[float]
 
 
-@torch.inference_mode()
+@without_graph()
 def evaluate(
     model: nn.Module,
     data: TensorSet | TokenSet,

@@ -19,6 +19,7 @@ from reducible.copies import input_hashes
 from reducible.files import replacing
 from reducible.ledger import Ledger
 from reducible.loaders import batches_of
+from reducible.measure import without_graph
 from reducible.stores import IrreducibleLossStore, fingerprint, refuse_keys, require_ids
 from reducible.structure import to_device
 from reducible.tasks import Classification, Task, per_example
@@ -326,7 +327,7 @@ class Fit:
         ids, labels, losses, floors, hashes = [], [], [], [], []
         every = -(-len(scored) // _FLOOR_ROWS)
         model.eval()
-        with torch.inference_mode():
+        with without_graph():
             loader = candidate_batches(scored, 1024, shuffle=False, **self.loader_options)
             for candidates in batches_of(loader):
                 refuse_keys(candidates.ids)

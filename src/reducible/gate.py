@@ -67,9 +67,9 @@ def error_of(evidence: Evidence) -> Tensor:
 
 
 def label_probability(evidence: Evidence) -> Tensor:
-    """[B] p_i[y_i]; one that outlives inference mode."""
+    """[B] p_i[y_i]."""
     p = evidence.require("logits").softmax(1)  # [B, C]
-    return p.gather(1, evidence.require("targets").unsqueeze(1)).squeeze(1).clone()
+    return p.gather(1, evidence.require("targets").unsqueeze(1)).squeeze(1)
 
 
 def progress_direction(evidence: Evidence) -> Tensor:

@@ -21,6 +21,7 @@ from reducible.fitting import (
     candidate_batches,
     subset_of,
 )
+from reducible.measure import without_graph
 from reducible.stores import IrreducibleLossStore, ids_of, labels_of, require_disjoint
 from reducible.tasks import Task
 from reducible.types import Candidates, ConfigurationError, DataError, require_between
@@ -280,7 +281,7 @@ def _with_adapters(
 ) -> GroupAdapters:
     """The network with adapters of the sizes that a trial pass shows."""
     first = next(iter(candidate_batches(dataset, 2, shuffle=False)))
-    with torch.inference_mode():
+    with without_graph():
         logits, features = task.forward(network.eval(), first.batch, features=True)
     assert features is not None
     return GroupAdapters(network, task, features.shape[1], logits.shape[1], groups, rank)

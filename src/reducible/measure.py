@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, final
 from weakref import WeakKeyDictionary, WeakSet
@@ -116,7 +117,8 @@ def measure(
     """Measure what ``needs`` names of ``candidates``, and nothing else.
 
     Leaves every parameter, buffer (but in ``"reference"``), module mode and global random stream
-    as it found them; runs under inference mode and moves nothing off the device.
+    as it found them; builds no graph and moves nothing off the device. What the model caches or
+    makes in the pass is fit for training: the pass is not under inference mode.
 
     Args:
         model: on the device of the batch.
@@ -167,7 +169,7 @@ class Meter:
         self._task = task or Classification()
         self._store = store
         self._pass = _Pass(model, self._scoring)
-        self._inference = torch.inference_mode()
+        self._no_grad = torch.no_grad()
 
     def measure(self, candidates: Candidates, asked: Asked) -> Evidence:
         """Evidence of the candidates; see the function ``measure``."""
@@ -177,7 +179,7 @@ class Meter:
         found: dict[str, Any] = {"context": context}
         like = ids  # what the evidence is put beside
 
-        with self._inference:
+        with self._no_grad:
             if not needs.isdisjoint(_LABELLED):
                 found["targets"] = targets = task.targets(batch)
                 if "groups" in needs:
@@ -246,7 +248,7 @@ def group_losses(
     Returns:
         [G], [G] float64 on the CPU.
     """
-    with torch.inference_mode(), _Pass(model, Scoring(batchnorm="running")):
+    with torch.no_grad(), _Pass(model, Scoring(batchnorm="running")):
         targets = task.targets(batch)
         if targets is None:
             raise DataError("the task has no targets, so there is no holdout loss.")
@@ -260,7 +262,24 @@ def group_losses(
         count = torch.zeros(num_groups, dtype=torch.float64, device=loss.device)
         total = torch.zeros_like(count).index_add_(0, groups, loss.double())
         count.index_add_(0, groups, torch.ones_like(loss, dtype=torch.float64))
-    return total.cpu().clone(), count.cpu().clone()
+    return total.cpu(), count.cpu()
+
+
+@contextmanager
+def without_graph() -> Iterator[None]:
+    """Runs a model in the body so that it can be trained afterwards, whatever it keeps of the pass.
+
+    Inference mode would leave tensors in the model that cannot be saved for backward. Under an
+    autocast of the caller's, weights that are cast here would be found in its cache without their
+    gradients.
+    """
+    cache = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(cache)
 
 
 _LABELLED = frozenset({"targets", "loss", "groups"})
@@ -320,19 +339,24 @@ class _Pass:
         # What can fail comes first, while nothing has been changed.
         device = _CPU if parameter is None or parameter.is_cpu else parameter.device
         dtype = self._dtype
-        self._autocast = None if dtype is None else torch.autocast(device.type, dtype=dtype)
+        self._autocast = (
+            None if dtype is None else torch.autocast(device.type, dtype=dtype, cache_enabled=False)
+        )
         self._accelerator = None if device is _CPU else _Accelerator(device)
         self._others = _others() if self._chance or self._draws_from_python else None
         self._stream = torch.default_generator.get_state()
+        self._cache = torch.is_autocast_cache_enabled()
         self._set_modes(modules)
         if self._dropout:
             torch.manual_seed(self._seed)
+        torch.set_autocast_cache_enabled(False)  # see without_graph
         if self._autocast is not None:
             self._autocast.__enter__()
 
     def __exit__(self, *error: Any) -> None:
         if self._autocast is not None:
             self._autocast.__exit__(*error)
+        torch.set_autocast_cache_enabled(self._cache)
         for norm in self._untracked:
             norm.track_running_stats = True
         for module in self._switched:
