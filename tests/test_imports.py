@@ -18,10 +18,9 @@ import reducible
 SOURCE = Path(reducible.__file__).parent
 
 _ABOVE_LOOP = (
-    "types files schedules scores picks structure selectors labels fetching copies stores "
-    "tasks measure scorers ledger "
-    "fitting irreducible plans gate distributed loaders group_holdout measuring epochs seeds "
-    "passes chosen hindsight gating assembly"
+    "types files streams schedules scores picks structure selectors labels fetching copies stores "
+    "tasks measure scorers ledger fitting irreducible plans gate distributed loaders workers reader "
+    "group_holdout measuring epochs seeds passes chosen hindsight gating assembly"
 )
 _ABOVE_RUN = f"{_ABOVE_LOOP} loop records data models encoders"
 
@@ -34,11 +33,14 @@ ALLOWED = {
     "ledger": "",
     "labels": "types",
     "fetching": "",
-    "loaders": "fetching",
+    "streams": "types",
+    "workers": "streams",
+    "loaders": "types fetching",
+    "reader": "types loaders streams workers",
     "picks": "types",
     "structure": "types",
     "selectors": "types schedules scores picks",
-    "stores": "types files labels fetching",
+    "stores": "types files streams labels fetching",
     "tasks": "types labels",
     "measure": "types structure tasks stores",
     "scorers": "types tasks measure",
@@ -57,7 +59,7 @@ ALLOWED = {
     "chosen": "",
     "hindsight": "types selectors ledger measuring",
     "gating": "types structure tasks selectors measure gate ledger measuring seeds",
-    "passes": "types ledger loaders selectors stores structure epochs seeds",
+    "passes": "types ledger loaders reader selectors stores structure epochs seeds",
     "assembly": (
         "types stores tasks selectors scorers measure ledger loaders group_holdout measuring "
         "epochs gate gating passes"

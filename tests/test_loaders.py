@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 from reducible.data import TensorSet
-from reducible.loaders import Reordered, as_it_is, batches_of, rebuilt
+from reducible.loaders import OrderDigest, Reordered, as_it_is, batches_of, rebuilt
+from reducible.types import DataError
 
 
 class Single(Dataset[Tensor]):
@@ -88,3 +91,110 @@ def test_what_loads_elsewhere_is_left_to_its_own_iterator() -> None:
 def test_collates_nothing_where_told_so() -> None:
     loader = DataLoader(Single(), batch_size=5, collate_fn=as_it_is)
     assert [len(batch) for batch in batches_of(loader)] == [5, 5]
+
+
+# -- the same loader over another order -----------------------------------------------------------
+
+
+def _nothing(worker: int) -> None:
+    pass
+
+
+OTHER: dict[str, Any] = {  # than the defaults
+    "num_workers": 2,
+    "collate_fn": as_it_is,
+    "pin_memory": True,
+    "timeout": 3.0,
+    "worker_init_fn": _nothing,
+    "multiprocessing_context": "spawn",
+    "generator": torch.Generator(),
+    "prefetch_factor": 5,
+    "persistent_workers": True,
+    "pin_memory_device": "cuda",
+    "in_order": False,
+}
+OF_THE_ORDER = {"self", "dataset", "batch_size", "shuffle", "sampler", "batch_sampler", "drop_last"}
+
+
+def test_every_argument_of_a_loader_is_carried_over() -> None:
+    there = set(inspect.signature(DataLoader.__init__).parameters) - OF_THE_ORDER
+    assert there <= set(OTHER)  # an argument that is new in torch wants a value here
+    options = {name: value for name, value in OTHER.items() if name in there}
+    data = Single()
+    loader = DataLoader(data, batch_size=3, **options)
+    again = rebuilt(loader, Reordered([[1, 2]]))
+    assert again.dataset is data
+    for name, value in options.items():
+        if name == "multiprocessing_context":
+            assert again.multiprocessing_context is loader.multiprocessing_context
+        else:
+            assert getattr(again, name) == value, name
+    assert rebuilt(loader, Reordered(), num_workers=1).num_workers == 1
+
+
+# -- orders ---------------------------------------------------------------------------------------
+
+
+def _digest(parts: list[Any], known: tuple[int, int] = (0, 0)) -> OrderDigest:
+    digest = OrderDigest(known)
+    for part in parts:
+        digest.add(part)
+    return digest
+
+
+@pytest.mark.parametrize(
+    "other", [[[1, 3], [2]], [[2, 1], [3]], [[1, 2], [3], [4]], [[1], [2, 3]], [[1, 2], [4]]]
+)
+def test_a_digest_tells_orders_apart(other: list[Any]) -> None:
+    seen = _digest([[1, 2], [3]])
+    known = seen.count, seen.digest
+    assert (_digest(other).count, _digest(other).digest) != known
+    assert _digest([[1, 2], [3], [9]], known).count == 3
+    if len(other) == 2:
+        with pytest.raises(DataError, match="gave 2 batches that are not those of before"):
+            _digest(other, known)
+    with pytest.raises(DataError, match="1 batches, where there were 2, of before"):
+        _digest([[1, 2]], known).end()
+
+
+@pytest.mark.parametrize(
+    "same", [range(1, 3), torch.tensor([1, 2]), [torch.tensor(1), torch.tensor(2)]]
+)
+def test_a_digest_is_of_the_numbers(same: Any) -> None:
+    assert _digest([same]).digest == _digest([[1, 2]]).digest
+    assert _digest([same]).digest != _digest([[2, 1]]).digest
+
+
+def test_what_is_no_number_is_counted_only() -> None:
+    assert _digest([object()]).digest == _digest([Single()]).digest
+
+
+def test_an_order_is_drawn_as_far_as_it_was() -> None:
+    drawn: list[int] = []
+
+    def source() -> Iterator[list[int]]:
+        for i in range(6):
+            drawn.append(i)
+            yield [i]
+
+    seen = _digest([[i] for i in range(4)])
+    order = Reordered()
+    order.aim(Walk(source), skip=2, known=(seen.count, seen.digest), vain=2)
+    iter(order)
+    assert drawn == []
+    order.prime()
+    assert drawn == [0, 1, 2, 3]
+    assert [next(order) for _ in range(6)] == [[2], [2], [2], [3], [4], [5]]
+    assert list(order.ends) == [3, 4, 5, 6]
+    with pytest.raises(StopIteration):
+        next(order)
+
+
+class Walk:
+    """Walks anew each time."""
+
+    def __init__(self, walk: Callable[[], Iterator[list[int]]]) -> None:
+        self._walk = walk
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self._walk()

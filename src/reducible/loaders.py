@@ -1,16 +1,17 @@
-"""Orders of a DataLoader: read ahead of loading, remembered, begun again where they began."""
+"""Orders of a DataLoader: read ahead of loading, drawn again after a stop, and checked."""
 
 from __future__ import annotations
 
+import inspect
+import marshal
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from operator import getitem
-from typing import Any
+from typing import Any, final
 
 import torch
-from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -22,6 +23,7 @@ from torch.utils.data import (
 )
 
 from reducible.fetching import fetcher_of, items_at
+from reducible.types import DataError
 
 Indices = list[int]
 
@@ -102,6 +104,66 @@ def whole_batches(loader: Any) -> int:
     return len(loader)
 
 
+@final
+class OrderDigest:
+    """A running digest of an order, which tells when one that is drawn again is another.
+
+    Args:
+        known: how many parts the order had when it was left, and their digest.
+    """
+
+    def __init__(self, known: tuple[int, int] = (0, 0)) -> None:
+        self.count = self.digest = 0
+        self._known, self._expected = known
+
+    def add(self, part: Any) -> None:
+        """Takes in the next part: a list of integers, or bytes. What is neither is only counted.
+
+        Raises:
+            DataError: the order is not the one that was left.
+        """
+        self.count += 1
+        self.digest = zlib.crc32(_as_bytes(part), self.digest)
+        if self.count == self._known and self.digest != self._expected:
+            raise self._another(f"{self.count} batches that are not those")
+
+    def end(self) -> None:
+        """Raises DataError where the order ends before the place at which it was left."""
+        if self.count < self._known:
+            raise self._another(f"{self.count} batches, where there were {self._known},")
+
+    def _another(self, what: str) -> DataError:
+        return DataError(
+            "the order of the pass in which the run was stopped cannot be drawn again: the loader "
+            f"gave {what} of before. Either it has other data, another batch size or seed; or a "
+            "sampler shuffles by something that a state does not hold. Let it draw from a "
+            "torch.Generator, random.Random or NumPy generator that is its attribute, or shuffle "
+            "by a set_epoch(epoch) that sets its attribute `epoch`; or resume from a state that "
+            "was taken between passes."
+        )
+
+
+def _as_bytes(part: Any) -> bytes:
+    """The same bytes for the same part in every process; none where it is of an unknown kind."""
+    try:
+        return marshal.dumps(part, 0)  # faster than an array of the list; version 0 knows no names
+    except ValueError:
+        pass
+    try:
+        return marshal.dumps([int(i) for i in part], 0)  # a tensor, a range, a list of tensors
+    except (TypeError, ValueError):
+        return b""
+
+
+Drawn = Callable[[int, Indices], Indices | None]
+
+
+def as_given(given: int, indices: Indices) -> Indices:
+    """The list itself: what an order is drawn with whose batches are loaded whole."""
+    return indices
+
+
+@final
 class Reordered:
     """Index lists of a source from the ``skip``-th on, each passed through ``draw``.
 
@@ -111,99 +173,93 @@ class Reordered:
     """
 
     def __init__(
-        self, source: Iterable[Indices], skip: int, draw: Callable[[int, Indices], Indices | None]
+        self, source: Iterable[Indices] = (), skip: int = 0, draw: Drawn = as_given
     ) -> None:
-        self._source = source
-        self._skip = skip
-        self._draw = draw
-        self._live: Iterator[Indices] | None = None
-        self._first: list[Indices] = []
         self.ends: deque[int] = deque()
+        self._ready: deque[Indices] = deque()
+        self._lists: Iterator[Indices] = iter(())
+        self.seen = OrderDigest()
+        self.aim(source, skip, draw)
+
+    def aim(
+        self,
+        source: Iterable[Indices],
+        skip: int = 0,
+        draw: Drawn = as_given,
+        known: tuple[int, int] = (0, 0),
+        vain: int = 0,
+    ) -> None:
+        """Gives another order from the next pass on.
+
+        Args:
+            source: see the class.
+            skip: see the class.
+            draw: see the class.
+            known: parts that the order had when it was left, and their digest.
+            vain: how often the first list is given before it counts.
+        """
+        self._source, self._skip, self._draw, self._known = source, skip, draw, known
+        self._vain = vain
 
     def __iter__(self) -> Iterator[Indices]:
-        self._first = []
-        self._live = self._walk()
+        self._ready.clear()
+        self.ends.clear()
+        self.seen = OrderDigest(self._known)
+        self._given = 0
+        self._lists = iter(self._source)
         return self
 
     def __next__(self) -> Indices:
-        if self._first:
-            return self._first.pop()
-        assert self._live is not None
-        return next(self._live)
+        return self._ready.popleft() if self._ready else self._following()
+
+    def _following(self) -> Indices:
+        while self.seen.count < self._skip:
+            self._list()
+        while True:
+            drawn = self._draw(self._given, self._list())
+            if drawn is not None:
+                self._given += 1
+                self.ends.append(self.seen.count)
+                if self._vain:
+                    self._ready.extend([drawn] * self._vain)
+                    self._vain = 0
+                return drawn
 
     def prime(self) -> None:
-        """Draw the first index list now, so that the order comes from the streams as they are."""
-        if self._live is not None and not self._first:
-            self._first = [i for i in [next(self._live, None)] if i is not None]
+        """Draws all that had been drawn when the order was left, from the streams as they are."""
+        try:
+            while self.seen.count < min(self._skip, self._known[0]):
+                self._list()
+            while self.seen.count < self._known[0]:
+                self._ready.append(self._following())
+        except StopIteration:
+            pass
 
-    def _walk(self) -> Iterator[Indices]:
-        given = 0
-        for position, indices in enumerate(self._source):
-            if position < self._skip:
-                continue
-            drawn = self._draw(given, list(indices))
-            if drawn is not None:
-                given += 1
-                self.ends.append(position + 1)
-                yield drawn
+    def _list(self) -> Indices:
+        try:
+            indices = next(self._lists)
+        except StopIteration:
+            self.seen.end()
+            raise
+        self.seen.add(indices)
+        return indices
 
 
-def rebuilt(loader: DataLoader[Any], order: Reordered) -> DataLoader[Any]:
-    """The same loader over another order of index lists."""
+def rebuilt(loader: DataLoader[Any], order: Reordered, **changes: Any) -> DataLoader[Any]:
+    """The same loader over another order of index lists; ``changes`` are arguments of its own."""
     batching: dict[str, Any] = (
         {"batch_sampler": order}
         if loader.batch_sampler is not None
         else {"batch_size": None, "sampler": order}
     )
-    return DataLoader(
-        loader.dataset,
-        **batching,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        generator=loader.generator,
-        prefetch_factor=loader.prefetch_factor,
-    )
+    same = {name: getattr(loader, name) for name in _CARRIED}
+    return DataLoader(**(same | batching | changes))
 
 
-def generators(loader: Any) -> list[torch.Generator]:
-    """The generators that a loader and its samplers own, in a fixed order."""
-    found: list[torch.Generator] = []
-    for path in ("", "sampler", "batch_sampler", "batch_sampler.sampler", "sampler.sampler"):
-        owner: Any = loader
-        for name in filter(None, path.split(".")):
-            owner = getattr(owner, name, None)
-        generator = getattr(owner, "generator", None)
-        if isinstance(generator, torch.Generator) and all(generator is not g for g in found):
-            found.append(generator)
-    return found
-
-
-def order_state(loader: Any) -> dict[str, Any]:
-    """All that the order of the loader's next epoch depends on."""
-    return {
-        "own": [g.get_state() for g in generators(loader)],
-        "global": torch.get_rng_state(),
-    }
-
-
-@contextmanager
-def replayed(loader: Any, state: dict[str, Any]) -> Iterator[None]:
-    """Draw the order in the body as it was drawn from ``state``; the global stream is put back."""
-    mine = torch.get_rng_state()
-    set_order_state(loader, state)
-    torch.set_rng_state(state["global"])
-    try:
-        yield
-    finally:
-        torch.set_rng_state(mine)
-
-
-def set_order_state(loader: Any, state: dict[str, Any]) -> None:
-    """Set the loader's own generators; leaves the global stream alone."""
-    saved: list[Tensor] = state["own"]
-    for generator, own in zip(generators(loader), saved, strict=True):
-        generator.set_state(own)
+_OF_THE_ORDER = {"batch_size", "shuffle", "sampler", "batch_sampler", "drop_last"}
+_CARRIED = [
+    name
+    for name in inspect.signature(DataLoader.__init__).parameters
+    if name not in _OF_THE_ORDER | {"self"}
+]
+"""Arguments of a DataLoader, whatever torch's version has: each is an attribute too."""

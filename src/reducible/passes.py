@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any, Protocol, final
 
@@ -14,18 +15,14 @@ from torch import Tensor
 from reducible.epochs import EpochPlanner
 from reducible.ledger import Ledger
 from reducible.loaders import (
+    Drawn,
     Indices,
-    Reordered,
+    as_given,
     batch_size_of,
-    batches_of,
-    index_batches,
     never_repeats,
-    order_state,
-    rebuilt,
-    replayed,
-    set_order_state,
     whole_batches,
 )
+from reducible.reader import Reader
 from reducible.seeds import stream_seed
 from reducible.selectors import Selector
 from reducible.stores import has_distinct_ids, refuse_keys, require_ids
@@ -94,8 +91,8 @@ class CandidatePasses:
         self._loader, self._ids_key = loader, ids_key
         self._keep, self._seed, self._ledger = keep, seed, ledger
         self._planner, self._total_steps = planner, total_steps
-        self._indices = index_batches(loader)
-        self._draw = draw if self._indices is not None else None
+        self._reader = Reader(loader, looks_back=updates > 1)
+        self._draw = draw if self._reader.reads_ahead else None
         # Seen once, where that says it for every batch; a planner's order is its own.
         self._distinct = (
             planner is None and never_repeats(loader) and has_distinct_ids(loader.dataset)
@@ -104,7 +101,6 @@ class CandidatePasses:
         self._position = 0  # batches of this pass that are done with
         self._n_candidates: int | None = None  # n_B: the first batch's size
         self._rows: int | None = None  # n_b, once n_B is known
-        self._order: dict[str, Any] | None = None  # where this pass's order began
         self._resuming = False
         self._final: deque[bool] = deque()  # whether the rows drawn are the choice, batch by batch
 
@@ -132,16 +128,16 @@ class CandidatePasses:
         """
         loading = self._ledger.phase("load")
         with loading:
-            iterator, ahead = self._open(step)
+            iterator = self._open(step)
         while True:
             with loading:
                 try:
                     loaded = next(iterator)
                 except StopIteration:
                     break
-                ids, batch = loaded if isinstance(loaded, Candidates) else self._by_key(loaded)
+                ids, batch = self._read(loaded)
                 refuse_keys(ids)
-                self._position = ahead.ends.popleft() if ahead else self._position + 1
+                self._position = self._reader.place(self._position, ids)
                 size, weights = ids.numel(), None
                 if self._planner is not None:
                     weights = self._planner.weights(self._position - 1).to(device)
@@ -154,7 +150,8 @@ class CandidatePasses:
             yield candidates, weights
         if self._planner is not None:
             self._planner.end_epoch(self._position)
-        self._order, self._position = None, 0
+        self._reader.close()
+        self._position = 0
 
     def _is_whole(self, size: int) -> bool:
         """Whether a candidate batch has n_B rows, which is the first one's number."""
@@ -163,37 +160,21 @@ class CandidatePasses:
             require_rows(self._rows, self._updates, size)
         return size >= self._n_candidates
 
-    def _open(self, step: int) -> tuple[Iterator[Any], Reordered | None]:
-        """An iterator over the loader, at the saved position where a pass is resumed.
-
-        With it the order that is read ahead of loading, where there is one.
-        """
+    def _open(self, step: int) -> Iterator[Any]:
+        """An iterator over the loader, at the saved position where a pass is resumed."""
         resuming, self._resuming = self._resuming, False
         if not resuming:
             if self._planner is not None:  # a pass may have been broken off
                 self._planner.end_epoch(self._position)
             self.epoch += 1
             self._position = 0
-            self._order = order_state(self._loader)
             if self._planner is not None:
                 self._plan(self._planner, step)
-        ahead: Reordered | None = None
+        position = self._position if resuming else None
         if self._planner is not None:
-            ahead = Reordered(self._planner.batches(), self._position, _as_it_is)
-        elif self._indices is not None and (self._draw is not None or resuming):
-            draw = _as_it_is if self._draw is None else self._drawer(self._draw, step)
-            ahead = Reordered(self._indices, self._position, draw)
-        loader = self._loader if ahead is None else rebuilt(self._loader, ahead)
-        if not resuming or self._order is None:
-            return batches_of(loader), ahead
-        with replayed(self._loader, self._order):
-            iterator = batches_of(loader)
-            if ahead is not None:
-                ahead.prime()
-            else:
-                for _ in range(self._position):
-                    next(iterator, None)
-        return iterator, ahead
+            return self._reader.open(position, self._ids, source=self._planner.batches())
+        draw = as_given if self._draw is None else self._drawer(self._draw, step)
+        return self._reader.open(position, self._ids, draw=draw)
 
     def _plan(self, planner: EpochPlanner, step: int) -> None:
         generator = torch.Generator().manual_seed(stream_seed(self._seed, -1 - self.epoch))
@@ -202,23 +183,30 @@ class CandidatePasses:
                 epoch=self.epoch, step=step, total_steps=self._total_steps, generator=generator
             )
 
-    def _drawer(self, draw: Draw, step: int) -> Callable[[int, Indices], Indices | None]:
+    def _drawer(self, draw: Draw, step: int) -> Drawn:
         """Draws rows of the n-th candidate batch from here, which will be n choices on.
 
         Workers read ahead of the step that is trained on, so the step is counted, not asked for.
         """
         self._final.clear()
+        passes = weakref.proxy(self)  # which holds the order, and with it workers, in turn
 
         def drawn(given: int, indices: Indices) -> Indices | None:
             size = len(indices)
-            if not self._is_whole(size):
+            if not passes._is_whole(size):
                 return None
-            k = self.rows(size) * self._updates
-            rows, final = draw(step + given * self._updates, size, k)
-            self._final.append(final)
+            k = passes.rows(size) * passes._updates
+            rows, final = draw(step + given * passes._updates, size, k)
+            passes._final.append(final)
             return [indices[i] for i in rows]
 
         return drawn
+
+    def _read(self, loaded: Any) -> Candidates:
+        return loaded if isinstance(loaded, Candidates) else self._by_key(loaded)
+
+    def _ids(self, loaded: Any) -> Tensor:
+        return self._read(loaded).ids
 
     def _by_key(self, batch: Any) -> Candidates:
         """A batch that is a mapping, with the ids in it."""
@@ -243,8 +231,8 @@ class CandidatePasses:
             "epoch": self.epoch,
             "position": self._position - back,
             "n_candidates": self._n_candidates,
-            "order": self._order or order_state(self._loader),
-            "inside": self._order is not None,
+            "order": self._reader.state_dict(back=back),
+            "inside": self._resuming or self._reader.inside,
             "planner": None if self._planner is None else self._planner.state_dict(),
         }
 
@@ -254,10 +242,8 @@ class CandidatePasses:
         self._position = state["position"]
         size = self._n_candidates = state["n_candidates"]
         self._rows = None if size is None else rows_to_keep(self._keep, size)
-        self._order = state["order"] if state["inside"] else None
         self._resuming = state["inside"]
-        if not state["inside"]:
-            set_order_state(self._loader, state["order"])
+        self._reader.load_state_dict(state["order"], inside=self._resuming)
         if self._planner is not None:
             self._planner.load_state_dict(state["planner"])
 
@@ -300,7 +286,3 @@ def check_keep(keep: float) -> None:
         raise ConfigurationError(
             f"keep must be at least 1 row (int) or a share in (0, 1] (float), got {keep!r}."
         )
-
-
-def _as_it_is(given: int, indices: Indices) -> Indices:
-    return indices

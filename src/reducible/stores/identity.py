@@ -15,6 +15,7 @@ from torch.utils.data import (
     Subset,
     TensorDataset,
     default_collate,
+    get_worker_info,
 )
 
 from reducible.fetching import (
@@ -26,6 +27,7 @@ from reducible.fetching import (
     take,
 )
 from reducible.labels import as_tensor
+from reducible.streams import packed, unpack
 from reducible.types import Candidates, DataError, name_ids
 
 _BATCH = 4096  # ids up to which a Python set beats a sort
@@ -99,6 +101,21 @@ class WithIds(Dataset[Candidates]):
     def targets(self) -> Tensor | None:
         """[N] int64 labels of the items, if the base data set tells them; see ``labels_of``."""
         return labels_of(self.dataset)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Random streams of the worker that this is in, and the state of a data set that has one.
+
+        For loaders that ask for it in their workers, such as torchdata's StatefulDataLoader.
+        """
+        inner = self.dataset.state_dict() if hasattr(self.dataset, "load_state_dict") else None
+        return {"streams": packed() if get_worker_info() is not None else None, "dataset": inner}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Sets the streams of the worker, and the state of the data set."""
+        if state["dataset"] is not None:
+            self.dataset.load_state_dict(state["dataset"])
+        if state["streams"] is not None and get_worker_info() is not None:
+            unpack(state["streams"])
 
 
 def _wrapped_twice(dataset: Any) -> DataError:
