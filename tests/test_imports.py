@@ -19,8 +19,8 @@ SOURCE = Path(reducible.__file__).parent
 
 _ABOVE_LOOP = (
     "types files streams schedules scores picks structure selectors labels fetching copies stores "
-    "tasks measure scorers ledger fitting irreducible plans gate distributed loaders workers reader "
-    "group_holdout measuring epochs seeds passes chosen hindsight gating assembly"
+    "tasks measure scorers ledger fitting irreducible plans gate distributed loaders workers "
+    "reader group_holdout measuring epochs seeds passes chosen hindsight gating assembly"
 )
 _ABOVE_RUN = f"{_ABOVE_LOOP} loop records data models encoders"
 

@@ -475,7 +475,7 @@ def test_a_loader_that_keeps_a_state_goes_on(
     _assert_resumes(build, stop, between=between)
 
 
-class Uneven(IterableDataset[Any]):
+class Halves(IterableDataset[Any]):
     """Every worker yields rows of its own, shifted at random."""
 
     def __iter__(self) -> Iterator[rd.Candidates]:
@@ -487,7 +487,7 @@ class Uneven(IterableDataset[Any]):
 
 def test_workers_whose_batches_are_loaded_again_go_on() -> None:
     def build() -> Any:
-        return _batches("rho", DataLoader(Uneven(), batch_size=N_B, num_workers=2))
+        return _batches("rho", DataLoader(Halves(), batch_size=N_B, num_workers=2))
 
     _assert_resumes(build, 3)
 

@@ -273,4 +273,5 @@ def _is_stateful(owner: Any) -> bool:
 
 def _bytes_of(ids: Any) -> Any:
     """The bytes of ids that are on the CPU; of others nothing is read."""
-    return ids.numpy().tobytes() if isinstance(ids, Tensor) and ids.is_cpu else None
+    readable = isinstance(ids, Tensor) and ids.is_cpu and not ids.is_floating_point()
+    return ids.numpy().tobytes() if readable else None
