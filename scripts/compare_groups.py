@@ -61,7 +61,7 @@ def overlap(stores: list[rd.IrreducibleLossStore], seed: int, steps: int) -> flo
         torch.manual_seed(stream_seed(seed, 1))
         model = MODELS[made.model]()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    rules = [made.rule, made.rule]
+    rules = [made.make_rule(), made.make_rule()]
     batches = splits.train.loader(
         made.n_candidates, generator=torch.Generator().manual_seed(stream_seed(seed, 2))
     )

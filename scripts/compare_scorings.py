@@ -79,7 +79,7 @@ def ways_of(network: str, model: nn.Module, made: Recipe, seed: int, compiled: b
         name = f"losses remembered for {passes * epoch} steps"
         ways[name] = rd.Scoring(max_age=passes * epoch)
     seldom = rd.Scoring(
-        precision="bfloat16", channels_last=True, max_age=100 * epoch, refresh=1 / 8
+        precision="bfloat16", channels_last=True, max_age=100 * epoch, rescore=1 / 8
     )
     ways["bfloat16, channels last, losses remembered, one in eight scored anew"] = seldom
     for distil, name in ((False, "labels"), (True, "the model's predictions")):

@@ -181,7 +181,7 @@ def _updates(recipe: Recipe, folder: Path) -> Iterator[float]:
     batches = SelectingLoader(
         candidate_loader(recipe, splits, plan, generator=order),
         model,
-        recipe.rule,
+        recipe.make_rule(),
         keep=recipe.n_b,
         store=store if recipe.reads_by_row else None,
         task=task,

@@ -83,7 +83,7 @@ def test_it_reads_as_a_table() -> None:
     [("candidates", (1.0, 0.5, 0.125)), ("running", (0.125, 0.125, 0.125))],
 )
 def test_batch_statistics_take_32_rows(batchnorm: Any, shares: tuple[float, ...]) -> None:
-    lasting = rd.Scoring(max_age=9, refresh=1 / 8, batchnorm=batchnorm)
+    lasting = rd.Scoring(max_age=9, rescore=1 / 8, batchnorm=batchnorm)
     scorings = {"exact": rd.Scoring(), "remembered": lasting}
     ratios = (2, 8, 40)  # of 16, 64 and 320 candidates
     found = rd.break_even(_model(), _batch(), ratios=ratios, scorings=scorings)
@@ -158,7 +158,7 @@ def test_work_takes_turns() -> None:
         ({"ratios": ()}, "name at least one ratio"),
         (
             {"scorings": {"exact": rd.Scoring(), "old": rd.Scoring(max_age=5)}},
-            "'old' remembers losses for 5 updates, but .* Say which share .* refresh=0.125",
+            "'old' remembers losses for 5 updates, but .* Say which share .* rescore=0.125",
         ),
     ],
 )

@@ -301,7 +301,7 @@ def test_costs_by_hand(seconds: Callable[..., None]) -> None:
             scorer=rd.CoTrained(scorer, optimizer(scorer.parameters(), lr=0.1)),
             scoring=rd.Scoring(updates_per_scoring=2),
         ),
-        "old": rd.Scoring(max_age=100, refresh=0.25),
+        "old": rd.Scoring(max_age=100, rescore=0.25),
     }
     seconds({"train": 8.0, "pass by exact": 12.0, "pass by four": 12.0, "pass by half": 6.0})
     seconds({"pass by frozen": 2.4, "pass by along": 2.4, "step of along": 1.2})

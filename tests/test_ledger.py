@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -96,9 +98,18 @@ def test_summary() -> None:
     assert summary["peak_memory_bytes"] > 1e6
 
 
+def test_a_system_that_does_not_tell_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module ``resource`` is Unix's own; without it the rest of a summary is there."""
+    monkeypatch.setitem(sys.modules, "resource", None)  # importing it fails
+    assert peak_memory_bytes() is None
+    assert Ledger().summary()["peak_memory_bytes"] is None
+
+
 def test_peak_memory_is_in_bytes_and_only_grows() -> None:
     before = peak_memory_bytes()
     assert torch.ones(20_000_000).sum() == 2e7  # 80 MB, touched
     after = peak_memory_bytes()
+    assert before is not None
+    assert after is not None
     assert before <= after
     assert 50e6 < after < 1e12

@@ -50,8 +50,11 @@ def test_the_table_cannot_be_changed_and_names_what_it_holds():
         "mlp-512",
         "mlp-128",
         "mlp-64",
+        "mlp-512-dropout",
+        "mlp-64-dropout",
         "lenet",
         "lenet-8",
+        "lenet-dropout",
         "resnet-18",
         "resnet-18-16",
     ]

@@ -42,7 +42,7 @@ def _recipe(selector: str = "rho", **settings: Any) -> Recipe:
             "resolution=14, but lenet takes images of one size alone",
         ),
         ({"max_age": -1}, "max_age must be"),
-        ({"max_age": 9, "refresh": 1.5}, "refresh must be"),
+        ({"max_age": 9, "rescore": 1.5}, "rescore must be"),
         ({"label_noise": 1.5}, r"label_noise must be a number in \[0.0, 1.0\]"),
         ({"holdout_noise": -0.1}, "holdout_noise must be"),
         ({"steps": 0}, "steps must be a whole number"),
@@ -176,12 +176,12 @@ def test_a_recipe_knows_what_its_batches_mean() -> None:
 def test_scoring_and_rule_are_those_of_the_settings() -> None:
     settings: dict[str, Any] = {
         "batchnorm": "running", "precision": "bfloat16", "channels_last": True, "resolution": 14,
-        "updates_per_scoring": 3, "max_age": 7, "refresh": 0.1,
+        "updates_per_scoring": 3, "max_age": 7, "rescore": 0.1,
     }  # fmt: skip
     recipe = _recipe("reducr", hyperparameters={"gamma": 4.0}, model="resnet-18-16", **settings)
     assert recipe.scoring == rd.Scoring(**settings)
     assert _recipe().scoring == rd.Scoring()
-    assert recipe.rule is not recipe.rule  # a new one, with no memory of another run
+    assert recipe.make_rule() is not recipe.make_rule()  # a new one, with no memory of another run
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_scoring_and_rule_are_those_of_the_settings() -> None:
     ids=str,
 )
 def test_a_schedule_is_of_the_recipes_steps(settings: dict[str, Any], shares: list[float]) -> None:
-    rule = _recipe(steps=8, **settings).rule
+    rule = _recipe(steps=8, **settings).make_rule()
     assert isinstance(rule, rd.Scheduled)
     assert [rule.share(step) for step in range(8)] == pytest.approx(shares)
     assert rule.needs == {"loss", "irreducible_loss", "step"}
@@ -204,7 +204,7 @@ def test_a_schedule_is_of_the_recipes_steps(settings: dict[str, Any], shares: li
 
 def test_without_a_schedule_the_rule_is_bare() -> None:
     for selector in ("rho", "uniform", "svp"):
-        assert type(_recipe(selector).rule) is type(rd.selector(selector))
+        assert type(_recipe(selector).make_rule()) is type(rd.selector(selector))
 
 
 def test_settings_from_text() -> None:

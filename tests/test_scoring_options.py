@@ -263,8 +263,8 @@ def test_dropout_passes_see_the_reduced_batch_too() -> None:
         ({"updates_per_scoring": True}, "updates_per_scoring must be"),
         ({"max_age": -1}, r"max_age must be a whole number in \[0, inf\], got -1"),
         ({"max_age": 1.5}, "max_age must be"),
-        ({"refresh": 1.1}, r"refresh must be a number in \[0.0, 1.0\], got 1.1"),
-        ({"refresh": math.nan}, "refresh must be"),
+        ({"rescore": 1.1}, r"rescore must be a number in \[0.0, 1.0\], got 1.1"),
+        ({"rescore": math.nan}, "rescore must be"),
     ],
 )
 def test_settings_that_cannot_work(setting: dict[str, Any], message: str) -> None:
@@ -439,7 +439,7 @@ def test_remembered_and_fresh_losses_stand_in_their_places() -> None:
 def test_a_share_is_scored_all_the_same() -> None:
     steps, refresh = 200, 0.3
     model = Net()
-    scoring = {"max_age": 10**6, "refresh": refresh}
+    scoring = {"max_age": 10**6, "rescore": refresh}
     batches = _batches("rho", model, Known(_loader(repeat=steps + 1)), scoring=scoring)
     list(batches)
     assert model.scored[0] == N_B
@@ -447,7 +447,7 @@ def test_a_share_is_scored_all_the_same() -> None:
     share = sum(model.scored[1:]) / n
     assert abs(share - refresh) < 5 * math.sqrt(refresh * (1 - refresh) / n)
     everything = Net()
-    scoring = {"max_age": 10**6, "refresh": 1.0}
+    scoring = {"max_age": 10**6, "rescore": 1.0}
     list(_batches("rho", everything, Known(_loader(repeat=3)), scoring=scoring))
     assert everything.scored == [N_B] * 3
 
@@ -456,7 +456,7 @@ def test_a_share_is_scored_all_the_same() -> None:
 def test_memories_resume(stop: int) -> None:
     def make() -> tuple[Net, Any]:
         model = Net()
-        return model, _batches("rho", model, scoring={"max_age": FULL, "refresh": 0.2})
+        return model, _batches("rho", model, scoring={"max_age": FULL, "rescore": 0.2})
 
     _assert_resumes(make, stop=stop, until=3 * FULL - 1, remember=True)
 

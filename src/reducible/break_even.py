@@ -20,7 +20,7 @@ from reducible.types import Candidates, ConfigurationError, DataError, require_b
 SCORINGS: Mapping[str, Scoring] = {
     "exact": Scoring(),
     "bfloat16": Scoring(precision="bfloat16"),
-    "remembered": Scoring(precision="bfloat16", max_age=10**6, refresh=1 / 8),
+    "remembered": Scoring(precision="bfloat16", max_age=10**6, rescore=1 / 8),
 }
 """Ways of scoring that need nothing but the model, and ids that are known beforehand."""
 
@@ -34,7 +34,7 @@ class Setting:
         scoring: name of the way candidates are scored.
         ratio: n_B/n_b.
         discount: s, its cost per candidate over that of exact scoring. Where losses are
-            remembered, the share that is scored all the same is charged: ``refresh``, or the 32
+            remembered, the share that is scored all the same is charged: ``rescore``, or the 32
             rows that batch normalisation takes its statistics of. Where one scoring serves several
             updates, each is charged its part.
         update_cost: cost of an update over a plain one, 1 + (n_B/n_b)·f·s.
@@ -151,10 +151,10 @@ def break_even(
 
 def _check_settings(ratios: Sequence[float], scorings: Mapping[str, Scoring], repeats: int) -> None:
     for name, scoring in scorings.items():
-        if scoring.max_age and not scoring.refresh:
+        if scoring.max_age and not scoring.rescore:
             raise ConfigurationError(
                 f"{name!r} remembers losses for {scoring.max_age} updates, but how many candidates "
-                "are older depends on the data. Say which share is scored anew: refresh=0.125."
+                "are older depends on the data. Say which share is scored anew: rescore=0.125."
             )
     if "exact" not in scorings:
         raise ConfigurationError(
@@ -171,7 +171,7 @@ def _share_scored(model: nn.Module, scoring: Scoring, candidates: float) -> floa
     """Passes over a candidate, of ``candidates`` at a time, that an update pays for."""
     anew = 1.0
     if scoring.max_age:
-        anew = min(1.0, max(scoring.refresh, least_rows(model, scoring) / candidates))
+        anew = min(1.0, max(scoring.rescore, least_rows(model, scoring) / candidates))
     return anew / scoring.updates_per_scoring
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, final
+from typing import Any, Protocol, final, runtime_checkable
 
 from torch import Tensor
 
@@ -35,7 +35,7 @@ class Part:
     """The step at which the rows were drawn blindly, if the rule learns of them in hindsight."""
 
     def split(self, k: int) -> list[Part]:
-        """Parts of k rows, in order; scores go with their rows, the rest with every part."""
+        """Parts of k rows, in order; what the rule says beside the scores goes with every part."""
         size = self.ids.numel()
         parts: list[Part] = []
         for first in range(0, size, k):
@@ -47,11 +47,16 @@ class Part:
                     self.ids[rows],
                     self.weights[rows],
                     info,
-                    self.shadows,
+                    {n: ids[rows] for n, ids in self.shadows.items()},
                     self.drawn_at,
                 )
             )
         return parts
+
+    @property
+    def says_more(self) -> bool:
+        """Whether there is something to log beside ids, scores and weights."""
+        return bool(self.shadows) or len(self.info) > ("score" in self.info)
 
     def state_dict(self) -> dict[str, Any]:
         """All fields."""
@@ -66,8 +71,26 @@ class Part:
 
 
 class PickLog(Protocol):
-    """Where chosen ids are written; ``reducible.records.PickWriter`` is one."""
+    """Where chosen ids are written; ``reducible.records.PickWriter`` is one.
+
+    A log that has ``write_info`` too, as ``InfoLog``, gets what the rule says of its choice beside
+    the scores, and the choices of shadows.
+    """
 
     def write(self, step: int, ids: Tensor, scores: Tensor | None, weights: Tensor | None) -> None:
         """One step's choice: [K] each."""
+        ...
+
+
+@runtime_checkable
+class InfoLog(PickLog, Protocol):
+    """Takes more than picks; ``reducible.info_records.StepWriter`` is one."""
+
+    def write_info(
+        self, step: int, info: Mapping[str, Tensor], shadows: Mapping[str, Tensor]
+    ) -> None:
+        """What a rule says of one step's choice, and the ids ([K'] each) that shadows would take.
+
+        Called for steps only at which there is something beside ``info["score"]``.
+        """
         ...

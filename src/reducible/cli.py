@@ -89,6 +89,13 @@ def run(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")
     ] = None,
+    target: Annotated[
+        float | None, typer.Option("--target", help="Accuracy to count the updates to, as 0.8.")
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option("--baseline", help="Finished run whose final accuracy is the target."),
+    ] = None,
 ) -> None:
     """Run a recipe into a folder."""
     from reducible.recipes import recipe
@@ -101,7 +108,12 @@ def run(
         if wrong:
             raise ConfigurationError(f"--set takes KEY=VALUE, got {wrong[0]!r}.")
         chosen = recipe(name).with_settings({key: value for key, _, value in pairs})
-        summary = Run(chosen, out, seed=seed, max_steps=max_steps).start()
+        task = Run(chosen, out, seed=seed, max_steps=max_steps, target=target, baseline=baseline)
+        summary = task.start()
+        if task.target is not None:
+            steps = summary["steps_to_target"]
+            reached = "not reached" if steps is None else f"after {steps} updates"
+            typer.echo(f"target accuracy {task.target:.4f}: {reached}")
         typer.echo(f"final accuracy {summary['final_accuracy']:.4f}; written: {out}")
 
 
@@ -141,11 +153,12 @@ def resume(out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a 
             return
         config = read_json(out / "config.json")
         again = Run(
-            Recipe(**config["settings"]),
+            Recipe.from_settings(config["settings"]),
             out,
             seed=config["seed"],
             max_steps=config["steps"],
             checkpoint_every=config["checkpoint_every"],
+            target=config.get("target_accuracy"),
         )
         summary = again.resume()
         typer.echo(f"final accuracy {summary['final_accuracy']:.4f}; written: {out}")

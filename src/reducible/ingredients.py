@@ -62,7 +62,7 @@ def irreducible_store(
         "progress": progress,
     }
     make_model, train = recipe.models[recipe.irreducible_model], splits.train
-    if "group_irreducible_loss" in recipe.rule.needs:
+    if "group_irreducible_loss" in recipe.facts.needs:
         store = fit_group_irreducible_loss(
             make_model,
             splits.holdout,
@@ -74,7 +74,7 @@ def irreducible_store(
     elif recipe.irreducible_from == "cross-fit":
         store = cross_fit_irreducible_loss(make_model, train, groups=splits.copies, **options)
     else:
-        if recipe.rule.lr_ratio is not None:
+        if recipe.facts.lr_ratio is not None:
             options["save_model"] = out / MODEL
         store = fit_irreducible_loss(make_model, splits.holdout, splits.scored, **options)
     store.save(out / STORE)
@@ -124,7 +124,7 @@ def loader_options(
     progress: bool | Progress,
 ) -> dict[str, Any]:
     """Keywords for SelectingLoader that the rule needs beside the store."""
-    rule = recipe.rule
+    rule = recipe.facts
     options: dict[str, Any] = {}
     if "group_holdout_loss" in rule.needs and splits.holdout is not None:
         options["group_holdout"] = splits.holdout.loader(1000, shuffle=False, drop_last=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -70,7 +69,7 @@ class Ledger:
         return self.total - self.seconds["evaluate"]
 
     def summary(self) -> dict[str, Any]:
-        """Seconds by phase with their total, counts, and the process's peak memory in bytes."""
+        """Seconds by phase with their total, counts, and the peak memory in bytes if known."""
         return {
             "seconds": {**self.seconds, "total": self.total},
             **asdict(self.counts),
@@ -111,7 +110,11 @@ class _Phase:
         ledger._mark = now
 
 
-def peak_memory_bytes() -> int:
-    """Largest resident size of this process so far."""
+def peak_memory_bytes() -> int | None:
+    """Largest resident size of this process so far; None on systems that do not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

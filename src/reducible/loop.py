@@ -18,7 +18,7 @@ from reducible.assembly import (
     live_model,
     loss_memory,
 )
-from reducible.chosen import Chosen, Part, PickLog
+from reducible.chosen import Chosen, InfoLog, Part, PickLog
 from reducible.gate import Gate
 from reducible.hindsight import Hindsight, would_be_told
 from reducible.ledger import Ledger
@@ -120,7 +120,8 @@ class SelectingLoader:
         seed: of every choice; the same seed gives the same choices.
         ledger: charged for loading, scoring, picking and training (the time between handing out
             a batch and being asked for the next); one of its own by default.
-        record: gets step, ids, scores and weights of every choice.
+        record: gets step, ids, scores and weights of every choice; an ``InfoLog`` also what the
+            rule says of its choice beside the scores, and what shadows would have chosen.
         total_steps: planned updates, for rules that need to know.
 
     Raises:
@@ -162,6 +163,7 @@ class SelectingLoader:
         self._seed = seed
         self._scoring = scoring or Scoring()
         self._record = record
+        self._write_info = record.write_info if isinstance(record, InfoLog) else None
         self.ledger = ledger or Ledger()
         keep = check_settings(loader, model, selector, self._shadows, scorer, keep)
         check_data(loader, store, groups)
@@ -215,7 +217,7 @@ class SelectingLoader:
         self._waiting: list[Part] = []  # chosen from the last candidate batch, not handed out
         self._hindsight = Hindsight(selector, self._measuring, self.ledger)
         self.train_flops_per_example: float | None = None
-        """Set it where measured; otherwise three times the scoring forward is counted."""
+        """Set it if measured: part of the state. Otherwise three scoring forwards are counted."""
 
     def _draws_ahead(self, loader: Any) -> bool:
         """Whether rows may be drawn before they are loaded.
@@ -366,6 +368,8 @@ class SelectingLoader:
         batch = candidates.batch if everything else gather(candidates.batch, part.positions, size)
         if self._record is not None:
             self._record.write(self._step, part.ids, part.info.get("score"), part.weights)
+            if self._write_info is not None and part.says_more:
+                self._write_info(self._step, part.info, part.shadows)
         counts = self.ledger.counts
         counts.updates += 1
         counts.examples_trained += rows
@@ -419,6 +423,7 @@ class SelectingLoader:
             "measuring": self._measuring.state_dict(),
             "gating": self._gating.state_dict() if self._gating else None,
             "ledger": self.ledger.state_dict(),
+            "train_flops_per_example": self.train_flops_per_example,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -434,6 +439,7 @@ class SelectingLoader:
         if self._gating is not None:
             self._gating.load_state_dict(state["gating"])
         self.ledger.load_state_dict(state["ledger"])
+        self.train_flops_per_example = state["train_flops_per_example"]
 
 
 def _plain(

@@ -51,7 +51,7 @@ class Scoring:
         max_age: take a loss from memory where it was seen at most so many steps ago, instead of
             scoring; 0: never. Where batches are normalised by their own statistics, at least 32
             rows are scored together, others drawn at random among them.
-        refresh: share of the remembered ones that is scored all the same, at random.
+        rescore: share of the remembered ones that is scored all the same, at random.
     """
 
     batchnorm: Literal["candidates", "running", "reference"] = "candidates"
@@ -62,7 +62,7 @@ class Scoring:
     max_length: int | None = None
     updates_per_scoring: int = 1
     max_age: int = 0
-    refresh: float = 0.0
+    rescore: float = 0.0
 
     def __post_init__(self) -> None:
         require_one_of("batchnorm", self.batchnorm, ("candidates", "running", "reference"))
@@ -74,7 +74,7 @@ class Scoring:
                 require_between(name, getattr(self, name), 1, whole=True)
         require_between("updates_per_scoring", self.updates_per_scoring, 1, whole=True)
         require_between("max_age", self.max_age, 0, whole=True)
-        require_between("refresh", self.refresh, 0.0, 1.0)
+        require_between("rescore", self.rescore, 0.0, 1.0)
 
     def reduced(self, batch: Any) -> Any:
         """``batch`` as the scoring pass sees it."""

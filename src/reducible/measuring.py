@@ -231,7 +231,7 @@ class Measuring:
         scoring, ids = self._scoring, candidates.ids.cpu()
         old = memory.age(ids, step) > scoring.max_age  # [B]
         generator = torch.Generator().manual_seed(asked.seed)
-        old |= torch.rand(ids.numel(), generator=generator) < scoring.refresh
+        old |= torch.rand(ids.numel(), generator=generator) < scoring.rescore
         few = self._least - int(old.sum())
         if few > 0:
             young = (~old).nonzero().squeeze(1)
@@ -268,7 +268,7 @@ class Measuring:
         self.settle()
         for learner in self._learners:
             if learner.distil:
-                heard = Overheard(self._model, self._task, batch, len(weights))
+                heard = Overheard(self._model, self._task, len(weights))
                 self._lesson = _Lesson(batch, weights, heard)
             else:
                 self._step(learner, batch, weights)
@@ -286,7 +286,7 @@ class Measuring:
         needs = selector.hindsight | (selector.needs & _CONTEXT)
         asked = Asked(needs, self._context(needs, epoch, step))
         layers = "features" in needs
-        heard = Overheard(self._model, self._task, rows.batch, rows.ids.numel(), layers=layers)
+        heard = Overheard(self._model, self._task, rows.ids.numel(), layers=layers)
 
         def seen() -> Evidence | None:
             if heard.replay is None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import final
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from reducible.types import require_between
 
@@ -44,26 +46,41 @@ def small_mlp(
 
 
 def lenet(
-    num_classes: int = 10, width: int = 16, in_channels: int = 1, image: int = 28
+    num_classes: int = 10,
+    width: int = 16,
+    in_channels: int = 1,
+    image: int = 28,
+    dropout: float = 0.0,
 ) -> nn.Sequential:
     """Two 5×5 convolutions with max-pooling, then two linear layers, after LeCun et al. 1989.
 
+    ``dropout``, if any, follows each pooling and the hidden layer.
+
     ``width`` and 2·``width`` filters, 8·``width`` hidden units; ``image`` is the side of the
     square images, ≥ 16. The small irreducible-loss model of Mindermann et al. 2022, Section 4.2,
-    is "similar to LeNet"; its exact sizes are not published.
+    is "similar to LeNet"; its exact sizes are not published. Nor are those of the "small-scale CNN
+    with dropout probability 0.05" of its Appendix G, which ``dropout=0.05`` stands for.
     """
     require_between("image", image, 16, whole=True)
+    require_between("dropout", dropout, 0.0, 1.0, open_high=True)
     side = ((image - 4) // 2 - 4) // 2
+
+    def dropped() -> list[nn.Module]:
+        return [nn.Dropout(dropout)] if dropout else []
+
     return nn.Sequential(
         nn.Conv2d(in_channels, width, 5),
         nn.ReLU(),
         nn.MaxPool2d(2),
+        *dropped(),
         nn.Conv2d(width, 2 * width, 5),
         nn.ReLU(),
         nn.MaxPool2d(2),
+        *dropped(),
         nn.Flatten(),  # [B, 2·width·side²]
         nn.Linear(2 * width * side * side, 8 * width),
         nn.ReLU(),
+        *dropped(),
         nn.Linear(8 * width, num_classes),  # [B, C]
     )
 
@@ -124,8 +141,11 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
         "mlp-512": mlp,
         "mlp-128": small_mlp,
         "mlp-64": partial(mlp, hidden=64),
+        "mlp-512-dropout": partial(mlp, dropout=0.5),
+        "mlp-64-dropout": partial(mlp, hidden=64, dropout=0.5),
         "lenet": lenet,
         "lenet-8": partial(lenet, width=8),
+        "lenet-dropout": partial(lenet, dropout=0.05),
         "resnet-18": resnet18,
         "resnet-18-16": partial(resnet18, width=16),
     }
@@ -134,3 +154,36 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
 
 RESNETS = frozenset({"resnet-18", "resnet-18-16"})
 """Those that take images of any size, and normalise batches; the others do neither."""
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether two passes of ``model`` in train mode differ, because a part of it drops units.
+
+    >>> has_dropout(mlp()), has_dropout(mlp(dropout=0.5))
+    (False, True)
+    """
+    return any(
+        (isinstance(part, _DropoutNd) and part.p > 0)
+        or (isinstance(part, nn.MultiheadAttention | nn.RNNBase) and part.dropout > 0)
+        for part in model.modules()
+    )
+
+
+@lru_cache
+def evidence_of(make_model: Callable[[], nn.Module], *, meta: bool = True) -> frozenset[str]:
+    """Names of the Evidence that a pass of such a model can give, told from its layers.
+
+    ``mc_logits`` need dropout, ``features`` a linear layer.
+
+    Args:
+        make_model: is called once; where random streams move, they are put back.
+        meta: make it without memory for its weights; not for models that load some.
+    """
+    with torch.random.fork_rng([]), torch.device("meta" if meta else "cpu"):
+        model = make_model()
+    given = {"loss", "logits"}
+    if has_dropout(model):
+        given.add("mc_logits")
+    if any(isinstance(part, nn.Linear) for part in model.modules()):
+        given.add("features")
+    return frozenset(given)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, final
+from typing import Any, Literal, NamedTuple, Self, final
 
 from torch import nn
 
 from reducible.encoders import TEXT_MODELS
 from reducible.measure import RUNS_THE_MODEL, Scoring
-from reducible.models import MODELS, RESNETS
+from reducible.models import MODELS, RESNETS, evidence_of
 from reducible.selectors import Scheduled, Selector, selector
 from reducible.tasks import Classification, SequenceClassification
 from reducible.types import ConfigurationError, require_between, require_one_of
@@ -29,11 +29,29 @@ _CHOICES: Mapping[str, tuple[object, ...]] = {
     "distil": (True, False),
 }
 _STORED = frozenset({"irreducible_loss", "group_irreducible_loss"})
+_FORMERLY = {"refresh": "rescore"}  # setting in old records → what it is called now
+
+
+class RuleFacts(NamedTuple):
+    """What the loop must know of a recipe's rule before it runs; see ``Selector``."""
+
+    needs: frozenset[str]
+    samples: int
+    lr_ratio: float | None
+    horizon: Literal["batch", "epoch", "run"]
+    takes_all: bool
+
+
+class _Kept:
+    """A place for what is computed once of a frozen recipe; no setting, so it is not recorded."""
+
+    __slots__ = ("_facts",)
+    _facts: RuleFacts
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class Recipe(_Kept):
     """Everything that decides a run but its seed.
 
     Attributes:
@@ -77,7 +95,7 @@ class Recipe:
             shrinks to nothing.
         random_share: share of the rows that is left to chance throughout; see Scheduled.
         max_age: of losses that are remembered in place of scoring, in updates, see Scoring.
-        refresh: share of the remembered ones that is scored all the same.
+        rescore: share of the remembered ones that is scored all the same.
         gate: whether a gate decides if selection goes on; it watches progress on the holdout.
         evaluate_every: updates between evaluations on the test set.
         batchnorm: statistics used for scoring, see Scoring.
@@ -124,7 +142,7 @@ class Recipe:
     select_anneal: float = 0.0
     random_share: float = 0.0
     max_age: int = 0
-    refresh: float = 0.0
+    rescore: float = 0.0
     gate: Literal["off", "auto"] = "off"
     evaluate_every: int = 50
     batchnorm: Literal["candidates", "running", "reference"] = "candidates"
@@ -181,7 +199,7 @@ class Recipe:
         require_between("select_until", self.select_until, 0.0, 1.0, open_low=True)
         require_between("select_anneal", self.select_anneal, 0.0, self.select_until)
         require_between("random_share", self.random_share, 0.0, 1.0, open_high=True)
-        rule = self._bare_rule
+        rule = self._bare_rule()
         if not self._scheduled or (rule.horizon == "batch" and rule.needs):
             return
         why = "chooses at random" if rule.horizon == "batch" else "plans its epochs itself"
@@ -207,7 +225,7 @@ class Recipe:
 
     def _check_rule(self) -> None:
         """Raise ConfigurationError where the rule does not go with the other settings."""
-        rule = self.rule
+        rule = self.facts
         if rule.lr_ratio is not None and self.irreducible_from == "cross-fit":
             raise ConfigurationError(
                 f"{self.selector} keeps training one irreducible-loss model, but cross-fitting "
@@ -249,12 +267,37 @@ class Recipe:
                 f"resolution={self.resolution}, but {scored_by} takes images of one size alone. "
                 f"Score with one of {', '.join(sorted(RESNETS))}, or leave resolution=0."
             )
-        beyond = self.rule.needs & (RUNS_THE_MODEL - {"loss"})
+        self._check_evidence(scored_by)
+        beyond = self.facts.needs & (RUNS_THE_MODEL - {"loss"})
         if self.max_age and beyond:
             raise ConfigurationError(
                 f"max_age={self.max_age} remembers losses, but {self.selector} needs "
                 f"{', '.join(sorted(beyond))}, for which every candidate must be scored. Leave "
                 "max_age=0."
+            )
+
+    def _check_evidence(self, scored_by: str) -> None:
+        """Raise ConfigurationError if the model that scores cannot give what the rule needs."""
+        asked = self.facts.needs & (RUNS_THE_MODEL - {"loss", "logits"})
+        if not asked:
+            return
+        try:
+            given = evidence_of(self.models[scored_by], meta=not self.of_texts)
+        except ConfigurationError:
+            return  # its files are not installed; whoever makes the model says so
+        for name in sorted(asked - given):
+            why = {
+                "mc_logits": "reads passes with dropout on",
+                "features": "reads the input of the last linear layer",
+            }[name]
+            able = [
+                other
+                for other, make in MODELS.items()
+                if not self.of_texts and name in evidence_of(make)
+            ]
+            raise ConfigurationError(
+                f"{self.selector} {why}, but {scored_by}, which scores, has none. "
+                + (f"Take one of {', '.join(able)}." if able else "Take minilm, or another rule.")
             )
 
     @property
@@ -282,45 +325,77 @@ class Recipe:
             resolution=self.resolution or None,
             updates_per_scoring=self.updates_per_scoring,
             max_age=self.max_age,
-            refresh=self.refresh,
+            rescore=self.rescore,
         )
 
-    @property
-    def rule(self) -> Selector:
-        """A new selector, scheduled where the recipe says so."""
+    def make_rule(self) -> Selector:
+        """Builds a new selector, scheduled if the recipe says so; it remembers nothing yet."""
         if not self._scheduled:
-            return self._bare_rule
+            return self._bare_rule()
         return Scheduled(
-            self._bare_rule,
+            self._bare_rule(),
             end=round(self.select_until * self.steps),
             anneal=round(self.select_anneal * self.steps),
             mix=self.random_share,
         )
 
     @property
+    def facts(self) -> RuleFacts:
+        """What the rule needs and how it decides; told once, of a rule that is not run."""
+        try:
+            return self._facts
+        except AttributeError:
+            rule = self.make_rule()
+        facts = RuleFacts(rule.needs, rule.samples, rule.lr_ratio, rule.horizon, rule.takes_all)
+        object.__setattr__(self, "_facts", facts)
+        return facts
+
+    @property
     def _scheduled(self) -> bool:
         return self.select_until < 1.0 or self.select_anneal > 0.0 or self.random_share > 0.0
 
-    @property
     def _bare_rule(self) -> Selector:
         return selector(self.selector, **self.hyperparameters)
 
     @property
     def reads_irreducible_loss(self) -> bool:
         """Whether selector or plan read irreducible losses."""
-        return self.plan != "none" or bool(self.rule.needs & _STORED)
+        return self.plan != "none" or bool(self.facts.needs & _STORED)
 
     @property
     def reads_by_row(self) -> bool:
         """Whether the selector itself reads irreducible or holdout losses of what is trained on."""
-        return bool(self.rule.needs & (_STORED | {"group_holdout_loss"}))
+        return bool(self.facts.needs & (_STORED | {"group_holdout_loss"}))
 
     @property
     def from_holdout(self) -> bool:
         """Whether something is fitted or measured on the holdout."""
-        needs = self.rule.needs
+        needs = self.facts.needs
         grouped = bool(needs & {"group_irreducible_loss", "group_holdout_loss"})
         return grouped or (self.reads_irreducible_loss and self.irreducible_from == "holdout")
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """The recipe of recorded settings: of a run's config.json, or of a results file.
+
+        Settings that were called otherwise when they were recorded are read under their old names.
+
+        Raises:
+            ConfigurationError: a setting that no recipe has, or settings that cannot work.
+        """
+        known = {f.name for f in fields(cls)}
+        here = {_FORMERLY.get(name, name): value for name, value in settings.items()}
+        unknown = sorted(set(here) - known)
+        missing = sorted({"name", "selector"} - set(here))
+        if unknown or missing:
+            what = (
+                f"{unknown}, which no recipe has" if unknown else f"no {' and no '.join(missing)}"
+            )
+            raise ConfigurationError(
+                f"the recorded settings hold {what}: they were edited, or written by another "
+                "version of reducible. Run them with that one, or run the recipe anew."
+            )
+        return cls(**here)
 
     def with_settings(self, settings: Mapping[str, str]) -> Recipe:
         """This recipe with fields replaced, values as text: ``"500"``, ``"mlp-64"``, ``"true"``.

@@ -21,6 +21,7 @@ from reducible.chosen import Chosen
 from reducible.data import TensorSet, TokenSet
 from reducible.evaluation import evaluate
 from reducible.files import replacing
+from reducible.info_records import INFO, PICKS, StepWriter
 from reducible.ingredients import (
     candidate_loader,
     irreducible_store,
@@ -33,7 +34,6 @@ from reducible.plans import noise_floor_loss
 from reducible.recipe import Recipe
 from reducible.records import (
     MetricsWriter,
-    PickWriter,
     read_json,
     read_metrics,
     summarise,
@@ -75,9 +75,12 @@ class Run:
         max_steps: stop earlier than the recipe does.
         progress: show bars (bool), or the rich Progress to show them in.
         checkpoint_every: updates between checkpoints; 0: none.
+        target: accuracy whose steps and seconds the summary counts, see ``records.summarise``.
+        baseline: folder of a finished run, whose final accuracy is the target.
 
     Raises:
-        ConfigurationError: the folder holds a run already.
+        ConfigurationError: the folder holds a run already; the target is no share; or there is no
+            target to take from the baseline.
     """
 
     def __init__(
@@ -89,8 +92,17 @@ class Run:
         max_steps: int | None = None,
         progress: bool | Progress = True,
         checkpoint_every: int = 500,
+        target: float | None = None,
+        baseline: Path | None = None,
     ) -> None:
         self.recipe, self.out, self.seed = recipe, out, seed
+        if target is not None and baseline is not None:
+            raise ConfigurationError(
+                f"a target ({target}) and a baseline ({baseline}) are two targets: give one."
+            )
+        self.target = target if baseline is None else target_of(baseline)
+        if self.target is not None:
+            require_between("target", self.target, 0.0, 1.0)
         self.steps = recipe.steps if max_steps is None else min(max_steps, recipe.steps)
         require_between("max_steps", self.steps, 1, whole=True)
         self._progress = progress if isinstance(progress, Progress) else None
@@ -110,6 +122,7 @@ class Run:
                 "settings": asdict(self.recipe),
                 "seed": self.seed,
                 "steps": self.steps,
+                "target_accuracy": self.target,
                 "checkpoint_every": self._checkpoint_every,
                 "versions": versions(),
             },
@@ -126,7 +139,7 @@ class Run:
         path = self.out / "checkpoint.pt"
         checkpoint = torch.load(path, weights_only=True) if path.exists() else None
         if checkpoint is None:
-            for name in ("metrics.jsonl", "picks.arrow"):
+            for name in ("metrics.jsonl", PICKS, INFO):
                 (self.out / name).unlink(missing_ok=True)
         return self._go(None, checkpoint)
 
@@ -160,11 +173,9 @@ class Run:
             order = torch.Generator().manual_seed(stream_seed(self.seed, 2))
             step = 0 if checkpoint is None else int(checkpoint["loader"]["step"])
             resuming = checkpoint is not None
-            picks_path, metrics_path = self.out / "picks.arrow", self.out / "metrics.jsonl"
+            metrics_path = self.out / "metrics.jsonl"
             with (
-                PickWriter.resume(picks_path, step)
-                if resuming
-                else PickWriter(picks_path) as picks,
+                StepWriter.resume(self.out, step) if resuming else StepWriter(self.out) as steps,
                 MetricsWriter.resume(metrics_path, step)
                 if resuming
                 else MetricsWriter(metrics_path) as metrics,
@@ -172,14 +183,14 @@ class Run:
                 batches = SelectingLoader(
                     candidate_loader(recipe, splits, plan, generator=order),
                     model,
-                    recipe.rule,
+                    recipe.make_rule(),
                     keep=recipe.n_b,
                     store=store if recipe.reads_by_row else None,
                     task=recipe.task,
                     scoring=recipe.scoring,
                     seed=self.seed,
                     ledger=self.ledger,
-                    record=picks,
+                    record=steps,
                     total_steps=recipe.steps,
                     **loader_options(recipe, splits, self.seed, self.out, optimizer, **cost),
                 )
@@ -188,7 +199,7 @@ class Run:
                 parts = _Parts(model, optimizer, batches, tally, floor)
                 if checkpoint is not None:
                     self.curve = parts.load(checkpoint)
-                self._loop(bar, parts, splits, metrics, picks)
+                self._loop(bar, parts, splits, metrics, steps)
         return self._finish(parts)
 
     def _loop(
@@ -197,7 +208,7 @@ class Run:
         parts: _Parts,
         splits: Splits,
         metrics: MetricsWriter,
-        picks: PickWriter,
+        steps: StepWriter,
     ) -> None:
         recipe, ledger = self.recipe, self.ledger
         model, optimizer, batches = parts.model, parts.optimizer, parts.batches
@@ -229,7 +240,7 @@ class Run:
                         self._evaluate(parts, splits.test, metrics)
                     every = self._checkpoint_every
                     if every and batches.step % every == 0 and batches.step < self.steps:
-                        picks.flush()
+                        steps.flush()
                         with replacing(self.out / "checkpoint.pt") as temporary:
                             torch.save(parts.state(self.curve), temporary)
                 if batches.step == self.steps:
@@ -290,6 +301,7 @@ class Run:
         overall = parts.tally.overall()
         cost = self.ledger.summary()
         summary = {
+            "target_accuracy": self.target,
             "steps_to_target": None,
             "seconds_to_target": None,
             "final_accuracy": final_accuracy(self.curve, evaluations=self._last),
@@ -303,6 +315,8 @@ class Run:
             "selected": overall,
             "ledger": {k: v for k, v in cost.items() if k != "seconds"},
         }
+        if self.target is not None:
+            summary = with_target(summary, self.target)
         if parts.batches.gate is not None:
             summary["gate"] = parts.batches.gate.report()
         write_json(self.out / "summary.json", summary)
@@ -326,7 +340,6 @@ class _Parts:
             "optimizer": self.optimizer.state_dict(),
             "loader": self.batches.state_dict(),
             "tally": self.tally.state_dict(),
-            "train_flops_per_example": self.batches.train_flops_per_example,
             "torch_stream": torch.get_rng_state(),
             "curve": curve,
         }
@@ -337,7 +350,6 @@ class _Parts:
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.batches.load_state_dict(checkpoint["loader"])
         self.tally.load_state_dict(checkpoint["tally"])
-        self.batches.train_flops_per_example = checkpoint["train_flops_per_example"]
         torch.set_rng_state(checkpoint["torch_stream"])
         return checkpoint["curve"]
 
@@ -351,7 +363,22 @@ def final_accuracy(curve: list[list[float]], *, evaluations: int = _FINAL_EVALUA
 def with_target(summary: dict[str, Any], target: float) -> dict[str, Any]:
     """``summary`` with the steps and the charged seconds at which its curve reached ``target``."""
     steps, seconds = summarise(summary["curve"], target)
-    return summary | {"steps_to_target": steps, "seconds_to_target": seconds}
+    reached = {"steps_to_target": steps, "seconds_to_target": seconds}
+    return summary | {"target_accuracy": target} | reached
+
+
+def target_of(baseline: Path) -> float:
+    """The final accuracy of the finished run in ``baseline``; raises ConfigurationError without."""
+    path = baseline / "summary.json"
+    found = read_json(path) if path.is_file() else None
+    final = found.get("final_accuracy") if isinstance(found, dict) else None
+    if not isinstance(final, float):
+        why = "has no summary.json" if found is None else "has no final_accuracy in summary.json"
+        raise ConfigurationError(
+            f"{baseline} {why}, so it sets no target. Name the folder of a finished run, or finish "
+            "this one: reducible resume."
+        )
+    return final
 
 
 def refuse_used_folder(out: Path) -> None:

@@ -49,6 +49,17 @@ class Task(ABC):
         """``batch`` without padding that no row needs; as it is where there is none."""
         return batch
 
+    def logits_of(self, output: Any) -> Tensor | None:
+        """[B, C] logits in what a model returned by itself, in a pass that the task did not make.
+
+        So a scorer can learn from the training pass. None, as here, for a task that reads outputs
+        in a way of its own: the model is then run once more.
+
+        Raises:
+            DataError: an output without logits.
+        """
+        return None
+
     def side_by_side(self, logits: Tensor, targets: Tensor) -> Tensor:
         """[B, M] loss of each example under each of M logits, [B, C, M]."""
         rows, _, several = logits.shape
@@ -114,6 +125,10 @@ class _CrossEntropy(Task):
                 f"the features: {self._name}(features='<module name>')."
             )
         return Outputs(logits, found)
+
+    def logits_of(self, output: Any) -> Tensor:
+        """A tensor itself, its ``.logits``, or the first entry of a tuple: [B, C]."""
+        return _logits(output)
 
     def _pooled(self, seen: Tensor, batch: Any) -> Tensor:
         """One row per example of what a layer took in or put out."""

@@ -16,24 +16,46 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@given(st.lists(st.integers(0, 4), min_size=1, max_size=80), st.floats(0.001, 1), st.data())
-def test_imbalance_thins_the_named_classes_alone(labels: list[int], share: float, data):
-    targets = torch.tensor(labels)
-    classes = data.draw(st.sets(st.sampled_from(labels)))
-    positions = imbalance(targets, sorted(classes), share, generator=seeded(0))
+@pytest.mark.parametrize(
+    ("share", "kept"), [(0.1, 300), (0.025, 69), (0.01, 27), (0.005, 14), (0.0025, 7)]
+)
+def test_imbalance_is_the_papers(share: float, kept: int, generator: torch.Generator):
+    """REDUCR's percentages, of all data: of 2,700 others 0.025/0.975 is 69.2; 10 % is balanced."""
+    positions = imbalance(BALANCED, [4], share, generator=generator)
+    sizes = BALANCED[positions].bincount(minlength=10).tolist()
+    assert sizes == [300] * 4 + [kept] + [300] * 5
+    assert kept / len(positions) == pytest.approx(share, rel=0.04)
     assert positions.tolist() == sorted(set(positions.tolist()))
-    for label in range(5):
-        n = labels.count(label)
-        expected = max(1, round(share * n)) if label in classes else n
-        assert int((targets[positions] == label).sum()) == expected
+
+
+def test_two_rare_classes_have_the_share_each(generator: torch.Generator):
+    positions = imbalance(BALANCED, [4, 4, 7], 0.02, generator=generator)
+    sizes = BALANCED[positions].bincount(minlength=10)
+    assert sizes[[4, 7]].tolist() == [50, 50]  # 0.02·2400/0.96
+    assert (sizes[[4, 7]] / sizes.sum()).tolist() == pytest.approx([0.02, 0.02])
+
+
+@given(st.integers(2, 6), st.integers(1, 40), st.floats(0.001, 0.9), st.data())
+def test_imbalance_thins_the_named_class_alone(classes: int, size: int, share: float, data):
+    targets = torch.arange(classes).repeat(size)
+    label = data.draw(st.integers(0, classes - 1))
+    others = size * (classes - 1)
+    wanted = max(1, round(share * others / (1 - share)))
+    if wanted > size:
+        with pytest.raises(ConfigurationError, match=f"is {wanted} of class {label}, which has"):
+            imbalance(targets, [label], share, generator=seeded(0))
+        return
+    sizes = targets[imbalance(targets, [label], share, generator=seeded(0))].bincount()
+    assert sizes.tolist() == [wanted if c == label else size for c in range(classes)]
 
 
 def test_the_rows_kept_are_drawn_not_the_first():
-    targets = torch.zeros(100, dtype=torch.int64)
-    one, same, other = (imbalance(targets, [0], 0.2, generator=seeded(s)) for s in (1, 1, 2))
+    targets = torch.cat([torch.zeros(100), torch.ones(100)]).long()
+    one, same, other = (imbalance(targets, [0], 1 / 6, generator=seeded(s)) for s in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
-    assert int(one.max()) > 50
+    assert int((one < 100).sum()) == 20
+    assert int(one[one < 100].max()) > 50
 
 
 def test_relevance_is_the_papers():
@@ -108,7 +130,7 @@ def test_only_the_generator_moves():
         g = seeded(seed)
         split = relevance_split(BALANCED, num_classes=10, generator=g)
         return [
-            imbalance(BALANCED, [3, 6], 0.1, generator=g),
+            imbalance(BALANCED, [3, 6], 0.05, generator=g),
             split.positions,
             *web_like(BALANCED, num_classes=10, generator=g),
         ]
@@ -121,8 +143,12 @@ def test_only_the_generator_moves():
 def test_what_cannot_be_thinned(generator: torch.Generator):
     with pytest.raises(DataError, match=r"class 10 has no rows to thin; there are classes \[0, 1"):
         imbalance(BALANCED, [10], 0.1, generator=generator)
-    with pytest.raises(ConfigurationError, match=r"share must be a number in \(0.0, 1.0\], got 0"):
+    with pytest.raises(ConfigurationError, match=r"share must be a number in \(0.0, 1.0\), got 0"):
         imbalance(BALANCED, [1], 0, generator=generator)
+    with pytest.raises(ConfigurationError, match="0.5 of all rows for each of 2 classes leaves"):
+        imbalance(BALANCED, [1, 2], 0.5, generator=generator)
+    with pytest.raises(DataError, match="there are none to be rare among"):
+        imbalance(torch.zeros(4).long(), [0], 0.5, generator=generator)
     with pytest.raises(DataError, match="the data set is empty"):
         imbalance(BALANCED[:0], [], 0.5, generator=generator)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from reducible.ledger import peak_memory_bytes
+from reducible.types import ReducibleError
 
 
 def resident_bytes() -> int:
@@ -13,7 +14,13 @@ def resident_bytes() -> int:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except FileNotFoundError:
-        return peak_memory_bytes()
+        peak = peak_memory_bytes()
+        if peak is None:
+            raise ReducibleError(
+                "this system tells neither the resident nor the peak memory of a process, so what "
+                "a store takes cannot be measured on it. Measure on Linux or macOS."
+            ) from None
+        return peak
 
 
 def own_memory_bytes() -> int:

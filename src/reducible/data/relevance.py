@@ -6,7 +6,7 @@ round(share · n), never a coin per row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -40,35 +40,77 @@ class RelevanceSplit(NamedTuple):
 def imbalance(
     targets: Tensor, classes: Sequence[int], share: float, *, generator: torch.Generator
 ) -> Tensor:
-    """Positions ([M] int64, ascending) of all rows but those of ``classes``, thinned to ``share``.
+    """Positions ([M] int64, ascending) of data of which each of ``classes`` holds a ``share``.
 
-    Of n rows, each named class keeps max(1, round(share·n)), drawn without replacement.
-    Bankes et al. 2024 (REDUCR), Appendix A.10, thins one class to 10 % … 0.25 %.
+    The other classes keep their R rows. With m classes named, each keeps
+    share·R / (1 − m·share) of its own, to the nearest row but at least one, drawn without
+    replacement. For one of C equal classes a share of 1/C is all of the data.
+
+    Bankes et al. 2024 (REDUCR), Section 5.3 and Appendix A.10: the percent imbalance p is the
+    "percentage of training data that belong to the imbalanced class", 10 % (balanced), 2.5, 1, 0.5
+    and 0.25 % of CIFAR-10. There rows are drawn with probability p for the class and
+    (1 − p)/(C − 1) for each other class, so the size of the data stays; here the class is thinned.
 
     Args:
         targets: [N] int64, not negative.
         classes: the classes to thin.
-        share: in (0, 1].
+        share: of all rows that are left, for each of the classes; in (0, 1/m).
         generator: on the targets' device.
 
     Raises:
-        ConfigurationError: a share other than this.
-        DataError: a class that has no rows, or targets other than these.
+        ConfigurationError: a share other than this, or one that a class does not reach even with
+            all of its rows.
+        DataError: a class that has no rows, targets other than these, or no other class.
     """
-    require_between("share", share, 0.0, 1.0, open_low=True)
+    require_between("share", share, 0.0, 1.0, open_low=True, open_high=True)
     check_targets(targets, int(targets.max()) + 1 if targets.numel() else 0)
-    keep = torch.ones_like(targets, dtype=torch.bool)  # [N]
-    for label in dict.fromkeys(classes):
-        rows = (targets == label).nonzero().squeeze(1)  # [n]
-        n = rows.numel()
+    classes = list(dict.fromkeys(classes))
+    if share * len(classes) >= 1:
+        raise ConfigurationError(
+            f"share={share} of all rows for each of {len(classes)} classes leaves none for the "
+            "others. Lower it."
+        )
+    sizes = _sizes(targets, classes)
+    others = targets.numel() - sum(sizes)
+    if classes and not others:
+        raise DataError(f"all rows are of the classes {classes}: there are none to be rare among.")
+    wanted = max(1, round(share * others / (1 - len(classes) * share)))
+    for label, n in zip(classes, sizes, strict=True):
+        if wanted > n:
+            raise ConfigurationError(
+                f"a share of {share} of all rows is {wanted} of class {label}, which has {n}. "
+                f"Thinning only makes it rarer: lower the share, as the {others} rows of other "
+                "classes stay."
+            )
+    return _thinned(targets, dict.fromkeys(classes, wanted), generator)
+
+
+def _sizes(targets: Tensor, classes: Sequence[int]) -> list[int]:
+    """Rows of each class; raises DataError if a class has none."""
+    sizes = [int((targets == label).sum()) for label in classes]
+    for label, n in zip(classes, sizes, strict=True):
         if not n:
             raise DataError(
                 f"class {label} has no rows to thin; there are classes "
                 f"{targets.unique().tolist()}. Was the data set cut to fewer classes before?"
             )
-        order = torch.randperm(n, generator=generator, device=rows.device)  # [n]
-        keep[rows[order[max(1, round(share * n)) :]]] = False
-    return keep.nonzero().squeeze(1)
+    return sizes
+
+
+def _thinned(targets: Tensor, keep: Mapping[int, int], generator: torch.Generator) -> Tensor:
+    """Positions ([M] int64, ascending) of all rows, but of each class named so many at random."""
+    kept = torch.ones_like(targets, dtype=torch.bool)  # [N]
+    for label, count in keep.items():
+        rows = (targets == label).nonzero().squeeze(1)  # [n]
+        order = torch.randperm(rows.numel(), generator=generator, device=rows.device)  # [n]
+        kept[rows[order[count:]]] = False
+    return kept.nonzero().squeeze(1)
+
+
+def _shares(targets: Tensor, classes: Sequence[int], share: float) -> dict[int, int]:
+    """max(1, round(share·n)) for each of the classes, of n rows."""
+    sizes = zip(classes, _sizes(targets, classes), strict=True)
+    return {label: max(1, round(share * n)) for label, n in sizes}
 
 
 def relevance_split(
@@ -122,7 +164,7 @@ def relevance_split(
             f"more than mass={mass}, and thinning the others only adds to that. Raise mass, or "
             "lower relevant."
         )
-    positions = imbalance(targets, low.tolist(), share, generator=generator)
+    positions = _thinned(targets, _shares(targets, low.tolist(), share), generator)
     return RelevanceSplit(positions, high)
 
 
@@ -165,7 +207,7 @@ def web_like(
     check_targets(targets, num_classes)
     device = targets.device
     rare = torch.randperm(num_classes, generator=generator, device=device)[:rare_classes]
-    kept = imbalance(targets, rare.tolist(), 1 / rarity, generator=generator)  # [N']
+    kept = _thinned(targets, _shares(targets, rare.tolist(), 1 / rarity), generator)  # [N']
     order = torch.randperm(kept.numel(), generator=generator, device=device)  # [N']
     times = torch.ones_like(kept)  # [N']
     times[order[: round(duplicated * kept.numel())]] = copies

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from reducible.tasks import Classification, SequenceClassification, Task
+from reducible.tasks import Task
 from reducible.types import DataError
 
 
@@ -25,9 +25,8 @@ class Overheard:
 
     Args:
         model: the model being trained.
-        task: what the batch means.
-        batch: the rows.
-        rows: K, their number.
+        task: finds the logits in what the model returns, see ``Task.logits_of``.
+        rows: K, how many are trained on.
         layers: listen to the layers too, from whose inputs the task takes features.
 
     Attributes:
@@ -36,12 +35,10 @@ class Overheard:
             without a pass; None before.
     """
 
-    def __init__(
-        self, model: nn.Module, task: Task, batch: Any, rows: int, *, layers: bool = False
-    ) -> None:
+    def __init__(self, model: nn.Module, task: Task, rows: int, *, layers: bool = False) -> None:
         self.predictions: Tensor | None = None
         self.replay: nn.Module | None = None
-        self._task, self._batch, self._rows = task, batch, rows
+        self._task, self._rows = task, rows
         self._calls: list[_Call] = []  # of layers, in the pass that runs
         self._handles = [model.register_forward_hook(_Ear(self))]
         if layers:
@@ -58,13 +55,12 @@ class Overheard:
     def hear(self, output: Any) -> None:
         """Take in what the model returned, where it is of these rows; listens no longer then."""
         calls, self._calls = self._calls, []
-        if not isinstance(self._task, Classification | SequenceClassification):
-            return
         try:
-            logits = self._task.forward(_Says(output), self._batch).logits.detach()
+            logits = self._task.logits_of(output)
         except DataError:
             return
-        if logits.dim() == 2 and logits.shape[0] == self._rows:
+        if logits is not None and logits.dim() == 2 and logits.shape[0] == self._rows:
+            logits = logits.detach()
             self.predictions = logits.float().softmax(1)
             self.replay = _Says(logits, calls)
             _remove(self._handles)

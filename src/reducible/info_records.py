@@ -1,0 +1,260 @@
+"""What a rule says of its choices, and what shadows would have chosen, beside the picks.
+
+Reading needs no torch, as in ``records``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from reducible.files import replacing
+from reducible.records import PickWriter, _Appender, record_error
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from torch import Tensor
+
+__all__ = ["INFO", "PICKS", "InfoWriter", "StepWriter", "read_info"]
+
+PICKS, INFO = "picks.arrow", "info.arrow"
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("step", pa.int64()),
+            ("name", pa.string()),
+            ("values", pa.list_(pa.float64())),
+            ("ids", pa.list_(pa.int64())),
+        ]
+    )
+
+
+class InfoWriter:
+    """Small vectors by step and name, as an Arrow IPC stream in a file.
+
+    Columns: ``step`` int64, ``name`` string, ``values`` list<float64>, ``ids`` list<int64>. A row
+    is either what the rule says of its choice, in ``values``, or what a shadow rule would have
+    chosen, in ``ids``; the other column is null. The file is there only when something was
+    said. As in ``PickWriter`` every flush appends one self-contained record batch by one write, and
+    tensors stay on their device until then.
+
+    >>> import tempfile, torch
+    >>> path = Path(tempfile.mkdtemp()) / "info.arrow"
+    >>> with InfoWriter(path) as log:
+    ...     log.write(3, {"group_weights": torch.tensor([0.25, 0.75])}, {})
+    ...     log.write(4, {}, {"uniform": torch.tensor([2**53 + 1])})
+    >>> for row in read_info(path).to_pylist():
+    ...     print(*row.values())
+    3 group_weights [0.25, 0.75] None
+    4 uniform None [9007199254740993]
+    """
+
+    def __init__(self, path: str | Path, *, flush_every: int = 64) -> None:
+        if Path(path).exists():
+            raise record_error(
+                f"{path} exists: it is the log of an earlier run, which is not overwritten. Go on "
+                "with InfoWriter.resume(path, step), choose another folder, or delete it."
+            )
+        self._start(Path(path), flush_every)
+
+    @classmethod
+    def resume(cls, path: str | Path, step: int, *, flush_every: int = 64) -> Self:
+        """Go on from a checkpoint made before the update ``step``: keep the rows of smaller steps.
+
+        The kept rows replace the file in one rename. Without a file the log starts anew.
+        """
+        import pyarrow.compute as pc
+
+        path = Path(path)
+        if path.exists():
+            kept = [
+                batch.filter(pc.less(batch.column("step"), step))  # pyright: ignore[reportAttributeAccessIssue]
+                for batch in _batches(path)
+            ]
+            _replace(path, [batch for batch in kept if batch.num_rows])
+        self = cls.__new__(cls)
+        self._start(path, flush_every)
+        return self
+
+    def _start(self, path: Path, flush_every: int) -> None:
+        from reducible.types import require_between
+
+        require_between("flush_every", flush_every, 1, whole=True)
+        self._path = path
+        self._flush_every = flush_every
+        self._rows: list[tuple[int, str, bool, Tensor]] = []  # step, name, of a shadow, [n]
+        self._steps = 0
+        self._log = _Appender(path) if path.exists() else None
+
+    def write(self, step: int, info: Mapping[str, Tensor], shadows: Mapping[str, Tensor]) -> None:
+        """Log what was said at one step: ``info`` 0-d or small, ``shadows`` [K'] int64 ids each.
+
+        Rows of a matrix stand one after the other. ``info["score"]`` is left out, because the picks
+        hold it. Values are copied on their device, so the caller may reuse the memory.
+        """
+        for name, value in info.items():
+            if name != "score":
+                self._rows.append((step, name, False, value.detach().reshape(-1).clone()))
+        for name, ids in shadows.items():
+            if ids.dim() != 1 or ids.is_floating_point():
+                raise record_error(
+                    f"the ids of shadow {name!r} must be [K'] int64, got {list(ids.shape)} "
+                    f"{ids.dtype}: ids that pass through floats come back as other ids."
+                )
+            self._rows.append((step, name, True, ids.clone()))
+        self._steps += 1
+        if self._steps >= self._flush_every:
+            self.flush()
+
+    def flush(self) -> None:
+        """Append the rows so far to the file; they then survive the death of the process."""
+        self._steps = 0
+        if not self._rows:
+            return
+        import pyarrow as pa
+
+        arrays = _on_host([tensor for *_, tensor in self._rows])
+        shadow = [of_shadow for _, _, of_shadow, _ in self._rows]
+        columns = [
+            pa.array([step for step, *_ in self._rows], pa.int64()),
+            pa.array([name for _, name, _, _ in self._rows], pa.string()),
+            _lists(arrays, [not of_shadow for of_shadow in shadow], pa.float64()),
+            _lists(arrays, shadow, pa.int64()),
+        ]
+        batch = pa.record_batch(columns, schema=_schema())
+        if self._log is None:
+            _replace(self._path, [])
+            self._log = _Appender(self._path)
+        self._log.append(batch.serialize().to_pybytes())
+        self._rows.clear()
+
+    def close(self) -> None:
+        """Flush, and close the file."""
+        try:
+            self.flush()
+        finally:
+            if self._log is not None:
+                self._log.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class StepWriter:
+    """Everything that is logged by step in a run's folder: ``picks.arrow`` and ``info.arrow``.
+
+    The ``record=`` of a SelectingLoader.
+
+    Args:
+        folder: exists, and holds neither file.
+        flush_every: steps between appends.
+    """
+
+    def __init__(self, folder: Path, *, flush_every: int = 64) -> None:
+        self._logs = (
+            PickWriter(folder / PICKS, flush_every=flush_every),
+            InfoWriter(folder / INFO, flush_every=flush_every),
+        )
+        self.write, self.write_info = self._logs[0].write, self._logs[1].write
+
+    @classmethod
+    def resume(cls, folder: Path, step: int, *, flush_every: int = 64) -> Self:
+        """Go on from a checkpoint made before the update ``step``; see the two writers."""
+        self = cls.__new__(cls)
+        self._logs = (
+            PickWriter.resume(folder / PICKS, step, flush_every=flush_every),
+            InfoWriter.resume(folder / INFO, step, flush_every=flush_every),
+        )
+        self.write, self.write_info = self._logs[0].write, self._logs[1].write
+        return self
+
+    def flush(self) -> None:
+        """Flush both."""
+        for log in self._logs:
+            log.flush()
+
+    def close(self) -> None:
+        """Close both, also if the first one fails."""
+        picks, info = self._logs
+        try:
+            picks.close()
+        finally:
+            info.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_info(path: str | Path) -> pa.Table:
+    """Everything said up to the last complete flush, also if the writer was killed or still runs.
+
+    Returns a table of the columns named at ``InfoWriter``. Raises ReducibleError if the file holds
+    no readable header, or something other than this.
+    """
+    import pyarrow as pa
+
+    return pa.Table.from_batches(_batches(Path(path)), schema=_schema())
+
+
+def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+
+    try:
+        stream = pa.ipc.open_stream(pa.py_buffer(path.read_bytes()))
+    except pa.ArrowException as error:
+        raise record_error(
+            f"{path} has no complete header ({path.stat().st_size} bytes: {error}). Writers put it "
+            "there whole, so the file was cut later or is another one: restore it from a copy, or "
+            "delete it and run again."
+        ) from error
+    if stream.schema != _schema():
+        raise record_error(
+            f"{path} is an Arrow stream of {', '.join(stream.schema.names)}, not of what rules say "
+            f"({', '.join(_schema().names)}). Name the run's {INFO}."
+        )
+    while True:
+        try:
+            yield stream.read_next_batch()
+        except (StopIteration, pa.ArrowException, OSError):  # the end, or a batch cut by a kill
+            return
+
+
+def _replace(path: Path, batches: Sequence[pa.RecordBatch]) -> None:
+    """Replace ``path`` by a stream of ``batches``, whole or not at all."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.writelines(part.serialize().to_pybytes() for part in (_schema(), *batches))
+
+
+def _on_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """``tensors`` ([n] each) on the CPU; those of one type and device are copied as one."""
+    import torch
+
+    alike: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        alike.setdefault((tensor.dtype, tensor.device), []).append(i)
+    found: list[Tensor] = [*tensors]
+    for positions in alike.values():
+        parts = [tensors[i] for i in positions]
+        here = torch.cat(parts).cpu().split([part.numel() for part in parts])
+        for i, part in zip(positions, here, strict=True):
+            found[i] = part
+    return found
+
+
+def _lists(tensors: Sequence[Tensor], wanted: Sequence[bool], of: pa.DataType) -> pa.Array:
+    """A column of lists; null for a row that is not wanted in it."""
+    import pyarrow as pa
+
+    rows = [t.tolist() if here else None for t, here in zip(tensors, wanted, strict=True)]
+    return pa.array(rows, pa.list_(of))
