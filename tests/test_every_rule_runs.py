@@ -1,4 +1,4 @@
-"""Every row of the table is run by a recipe, a few steps of it, and a recipe says what cannot be."""
+"""Every row of the table is run by a recipe for a few steps; a recipe says what cannot be."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def test_what_cannot_be_thinned(generator: torch.Generator):
         imbalance(BALANCED, [10], 0.1, generator=generator)
     with pytest.raises(ConfigurationError, match=r"share must be a number in \(0.0, 1.0\), got 0"):
         imbalance(BALANCED, [1], 0, generator=generator)
-    with pytest.raises(ConfigurationError, match="0.5 of all rows for each of 2 classes leaves"):
+    with pytest.raises(ConfigurationError, match=r"0.5 of all rows for each of 2 classes leaves"):
         imbalance(BALANCED, [1, 2], 0.5, generator=generator)
     with pytest.raises(DataError, match="there are none to be rare among"):
         imbalance(torch.zeros(4).long(), [0], 0.5, generator=generator)
