@@ -419,7 +419,7 @@ def test_a_run_that_remembers_losses_scores_less(tmp_path: Path) -> None:
     """400 rows in batches of 40 are seen again after at least one and at most 19 steps."""
     exact = _run(_recipe(steps=20), tmp_path / "exact")
     lasting = _run(_recipe(steps=20, max_age=19), tmp_path / "lasting")
-    anew = _run(_recipe(steps=20, max_age=19, refresh=1.0), tmp_path / "anew")
+    anew = _run(_recipe(steps=20, max_age=19, rescore=1.0), tmp_path / "anew")
     assert exact["examples_scored"] == anew["examples_scored"] == 20 * 40
     assert lasting["examples_scored"] == 400
     assert _picked(tmp_path / "anew") == _picked(tmp_path / "exact")
