@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from reducible.models import MODELS
 from reducible.recipe import Recipe
 from reducible.records import read_json, read_picks
 from reducible.run import Run
-from reducible.splits import Splits, make_splits
+from reducible.splits import Splits, _embedded, make_splits
 
 STEPS, N_B = 6, 8
 LEARNT: dict[str, Any] = {"irreducible_epochs": 6, "irreducible_batch": 8}  # from 200 images
@@ -34,8 +35,8 @@ _READ: dict[str, Any] = {}
 
 
 @pytest.fixture(autouse=True)
-def read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading the embedded files takes most of the time."""
+def read_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Reading the embedded files takes most of the time; no other module's tests see these."""
 
     def read(split: Any, **_: Any) -> Any:
         if split not in _READ:
@@ -44,6 +45,9 @@ def read_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return _READ[split]
 
     monkeypatch.setattr("reducible.splits.fashion_mnist", read)
+    _embedded.cache_clear()
+    yield
+    _embedded.cache_clear()
 
 
 def _recipe(selector: str = "rho", **settings: Any) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,17 +11,20 @@ import torch
 import reducible as rd
 from reducible.data import EMBEDDED, TensorSet, TokenSet, fashion_mnist, sentiment
 from reducible.recipe import Recipe
-from reducible.splits import make_splits
+from reducible.splits import _embedded, make_splits
 
 POOL = fashion_mnist("train", root=EMBEDDED)
 TEST = fashion_mnist("test", root=EMBEDDED)
 
 
 @pytest.fixture(autouse=True)
-def read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading the embedded files takes most of the time."""
+def read_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Reading the embedded files takes most of the time; no other module's tests see these."""
     read = {"train": POOL, "test": TEST}
     monkeypatch.setattr("reducible.splits.fashion_mnist", lambda split, **_: read[split])
+    _embedded.cache_clear()
+    yield
+    _embedded.cache_clear()
 
 
 def _splits(seed: int = 1, **settings: Any) -> Any:
