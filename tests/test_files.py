@@ -127,8 +127,8 @@ def _fill_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
             def __exit__(self, *_: object) -> None:
                 file.close()
 
-            def writelines(self, chunks: Any) -> None:
-                file.write(b"".join(chunks)[:10])
+            def write(self, data: bytes) -> None:
+                file.write(data[:10])
                 file.flush()
                 raise FULL
 

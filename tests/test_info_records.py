@@ -111,7 +111,7 @@ def test_an_existing_file_or_another_is_refused(half_written: Path, tmp_path: Pa
         InfoWriter(half_written)
     other = tmp_path / "other.arrow"
     other.write_bytes(pa.schema([("x", pa.int64())]).serialize().to_pybytes())
-    with pytest.raises(rd.ReducibleError, match="an Arrow stream of x, not of what rules say"):
+    with pytest.raises(rd.ReducibleError, match="an Arrow stream of x, not of step, name"):
         read_info(other)
     other.write_bytes(b"no arrow at all")
     with pytest.raises(rd.ReducibleError, match="no complete header"):

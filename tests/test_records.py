@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
+from reducible.logs import is_whole, mark_of
 from reducible.records import (
     MetricsWriter,
     PickWriter,
@@ -22,6 +24,7 @@ from reducible.records import (
     summarise,
     write_json,
 )
+from reducible.seals import BLANK
 from reducible.types import ConfigurationError, ReducibleError
 
 
@@ -39,6 +42,10 @@ def _write_steps(writer, first, last):
 
 def _leftovers(folder):
     return [f.name for f in folder.iterdir() if f.name.endswith(".tmp")]
+
+
+def _warning_of_a_cut(expected):
+    return pytest.warns(UserWarning, match="are no whole record") if expected else nullcontext()
 
 
 def _full_disk(*_):
@@ -124,14 +131,75 @@ def test_a_file_cut_at_any_byte_reads_up_to_its_last_complete_batch(tmp_path):
                 read_picks(cut)
         else:
             complete = sum(end <= size for end in ends[1:])
-            assert read_picks(cut)["step"].to_pylist() == list(range(3 * complete))
+            with _warning_of_a_cut(size not in ends):
+                assert read_picks(cut)["step"].to_pylist() == list(range(3 * complete))
+
+
+def test_no_changed_bit_of_picks_or_metrics_is_read_in_silence(tmp_path):
+    with PickWriter(tmp_path / "p.arrow", flush_every=3) as picks:
+        _write_steps(picks, 0, 6)
+    with MetricsWriter(tmp_path / "m.jsonl") as metrics:
+        for step in (1, 2):
+            metrics.write({"step": step, "name": "Zürich", "curve": [1.0, 2.5]})
+    for path, read in ((tmp_path / "p.arrow", read_picks), (tmp_path / "m.jsonl", read_metrics)):
+        whole = path.read_bytes()
+        for bit in range(0, 8 * len(whole), 3):
+            flipped = bytearray(whole)
+            flipped[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(flipped)
+            with pytest.raises((ReducibleError, UserWarning)):
+                read(path)
+
+
+def test_a_record_that_was_lost_or_comes_twice_is_noticed(tmp_path):
+    path = tmp_path / "m.jsonl"
+    with MetricsWriter(path) as metrics:
+        for step in (1, 2, 3):
+            metrics.write({"step": step})
+    first, second, third = path.read_bytes().splitlines(keepends=True)
+    for lines in ((first, third), (second, third), (first, second, second, third)):
+        path.write_bytes(b"".join(lines))
+        with pytest.raises(ReducibleError, match="damaged: line"):
+            read_metrics(path)
+
+
+def test_a_log_with_damage_behind_a_checkpoint_is_gone_on_with_from_it(tmp_path):
+    path = tmp_path / "p.arrow"
+    with PickWriter(path, flush_every=2) as picks:
+        _write_steps(picks, 0, 4)
+        sound = path.stat().st_size
+        _write_steps(picks, 4, 6)
+    flipped = bytearray(path.read_bytes())
+    flipped[sound + 300] ^= 1
+    path.write_bytes(flipped)
+    with pytest.raises(ReducibleError, match=f"damaged: the record at byte {sound} is not what"):
+        PickWriter.resume(path, 6)
+    with PickWriter.resume(path, 4) as picks:
+        _write_steps(picks, 4, 6)
+    assert read_picks(path)["step"].to_pylist() == list(range(6))
+
+
+def test_a_mark_says_whether_a_file_is_as_it_was(tmp_path):
+    path = tmp_path / "m.jsonl"
+    with MetricsWriter(path) as metrics:
+        metrics.write({"step": 1})
+        early = metrics.mark
+        metrics.write({"step": 2})
+        late = metrics.mark
+    assert late == mark_of(path)
+    assert is_whole(path, late)
+    assert is_whole(path, early, up_to=True)
+    assert not is_whole(path, early)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert not is_whole(path, late, up_to=True)
+    assert not is_whole(tmp_path / "absent", late)
 
 
 def test_a_file_of_something_else_is_named(tmp_path):
     import pyarrow as pa
 
     (tmp_path / "p.arrow").write_bytes(pa.schema([("loss", pa.float32())]).serialize().to_pybytes())
-    with pytest.raises(ReducibleError, match=r"stream of loss, not of picks \(step, ids,"):
+    with pytest.raises(ReducibleError, match=r"stream of loss, not of step, ids,"):
         read_picks(tmp_path / "p.arrow")
     with pytest.raises(FileNotFoundError):
         read_picks(tmp_path / "absent.arrow")
@@ -258,12 +326,18 @@ def test_metrics_cut_at_any_byte_lose_the_last_line_at_most(tmp_path):
     for size in range(len(whole) + 1):
         (tmp_path / "cut.jsonl").write_bytes(whole[:size])
         complete = (size >= first) + (size >= len(whole) - 1)
-        assert read_metrics(tmp_path / "cut.jsonl") == lines[:complete]
+        ends = (0, first, first + 1, len(whole) - 1, len(whole))
+        with _warning_of_a_cut(size not in ends):
+            assert read_metrics(tmp_path / "cut.jsonl") == lines[:complete]
 
 
 def test_a_damaged_line_that_is_not_the_last_is_an_error(tmp_path):
-    (tmp_path / "m.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(ReducibleError, match=r"line 2 of .*m.jsonl is damaged"):
+    with MetricsWriter(tmp_path / "m.jsonl") as metrics:
+        for step in (1, 2, 3):
+            metrics.write({"step": step})
+    text = (tmp_path / "m.jsonl").read_text()
+    (tmp_path / "m.jsonl").write_text(text.replace('"step": 2', '"step": 3'))
+    with pytest.raises(ReducibleError, match=r"m.jsonl is damaged: line 2 is not"):
         read_metrics(tmp_path / "m.jsonl")
 
 
@@ -288,6 +362,10 @@ def test_metrics_errors(tmp_path):
             metrics.write({"step": 1, "seconds": [1.0, math.nan]})
         with pytest.raises(ReducibleError, match="needs a whole 'step', got None beside loss"):
             metrics.write({"loss": 1.0})
+        with pytest.raises(ReducibleError, match="cannot have an entry 'check'"):
+            metrics.write({"step": 1, "check": 2})
+        with pytest.raises(ReducibleError, match="this cannot be sealed: a record to seal holds"):
+            metrics.write({"step": 1, "name": BLANK})
     assert (tmp_path / "m.jsonl").read_bytes() == b""
     with pytest.raises(ReducibleError, match=r"MetricsWriter.resume\(path, step\)"):
         MetricsWriter(tmp_path / "m.jsonl")
@@ -321,6 +399,26 @@ def test_json_without_numbers_it_has_no_words_for(tmp_path):
     with pytest.raises(ReducibleError, match=r"the value\['curve'\]\[0\]\[2\] is inf"):
         write_json(tmp_path / "s.json", {"curve": [[0, 1.0, math.inf]]})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sealed_json_is_as_it_was_written_or_refused(tmp_path):
+    path = tmp_path / "s.json"
+    write_json(path, {"a": [1, None, "ü"]}, sealed=True)
+    assert read_json(path, sealed=True) == {"a": [1, None, "ü"]}
+    whole = path.read_bytes()
+    assert json.loads(whole)["check"].startswith("check-")
+    for bit in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(ReducibleError, match=r"is not JSON|its checksum (differs|is missing)"):
+            read_json(path, sealed=True)
+    write_json(path, {"a": 1})
+    with pytest.raises(ReducibleError, match="its checksum is missing"):
+        read_json(path, sealed=True)
+    path.write_text("[1]")
+    with pytest.raises(ReducibleError, match="its checksum is missing"):
+        read_json(path, sealed=True)
 
 
 # What a curve says

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import torch
 from torch import nn
 
 import reducible as rd
+from reducible import checkpoints
 from reducible.data import TensorSet
 from reducible.evaluation import evaluate
 from reducible.ledger import PHASES
+from reducible.logs import mark_of
 from reducible.recipe import Recipe
 from reducible.recipes import RECIPES, recipe
 from reducible.records import read_json, read_metrics, read_picks
@@ -192,7 +195,7 @@ def test_killed_and_resumed_equals_never_stopped(
 ) -> None:
     out = tmp_path / "run"
     _kill(_run(name, out, checkpoint_every=8), at, monkeypatch)
-    assert (out / "checkpoint.pt").exists()
+    assert checkpoints.saved(out)
     torch.manual_seed(5)
     summary = _run(name, out, checkpoint_every=8).resume()
     whole, expected = finished[name]
@@ -207,7 +210,7 @@ def test_killed_and_resumed_equals_never_stopped(
         assert summary[key] == expected[key]
     assert summary["ledger"]["flops_score"] == expected["ledger"]["flops_score"]
     assert summary["ledger"]["flops_train"] == expected["ledger"]["flops_train"]
-    assert not (out / "checkpoint.pt").exists()
+    assert not checkpoints.saved(out)
 
 
 @pytest.mark.parametrize("name", DEMO)
@@ -216,7 +219,7 @@ def test_killed_before_the_first_checkpoint_starts_again_and_charges_the_fit_onc
 ) -> None:
     out = tmp_path / "run"
     _kill(_run(name, out), 5, monkeypatch)
-    assert not (out / "checkpoint.pt").exists()
+    assert not checkpoints.saved(out)
     summary = _run(name, out).resume()
     assert _contents(out) == _contents(finished[name][0])
     seconds = summary["seconds"]["irreducible_loss"]
@@ -237,6 +240,60 @@ def test_the_fit_is_charged_once_after_a_checkpoint(
     summary = _run("demo/rho", out, checkpoint_every=8).resume()
     assert summary["seconds"]["irreducible_loss"] == pytest.approx(store.header["seconds"])
     assert summary["ledger"]["flops_irreducible_loss"] == store.header["flops"]
+
+
+def _flip(path: Path, place: float, bit: int = 1) -> None:
+    """Change one bit of a file, at a share of its length."""
+    data = bytearray(path.read_bytes())
+    data[int(place * len(data))] ^= bit
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ({"checkpoint-24.safetensors": 0.7}, ["checkpoint-24.safetensors is no checkpoint as"]),
+        (
+            {"checkpoint-24.safetensors": 0.3, "checkpoint-16.safetensors": 0.5},
+            ["checkpoint-24.safetensors is no", "checkpoint-16.safetensors is no"],
+        ),
+        ({"picks.arrow": 0.4}, [r"picks.arrow in .* changed since checkpoint-24", "checkpoint-16"]),
+        ({"metrics.jsonl": 0.1}, ["metrics.jsonl in .* changed since checkpoint-24", "point-16"]),
+    ],
+)
+def test_what_is_damaged_is_passed_over_with_a_word_and_the_run_is_the_same(
+    damage: dict[str, float],
+    said: list[str],
+    finished: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "run"
+    _kill(_run("demo/rho", out, checkpoint_every=8), 27, monkeypatch)
+    for name, place in damage.items():
+        _flip(out / name, place)
+    with pytest.warns(UserWarning, match="goes on from before it") as warned:
+        _run("demo/rho", out, checkpoint_every=8).resume()
+    assert len(warned) == len(said)
+    for warning, words in zip(warned, said, strict=True):
+        assert re.search(words, str(warning.message))
+    mine, other = _contents(out), _contents(finished["demo/rho"][0])
+    mine["config"].pop("checkpoint_every")
+    other["config"].pop("checkpoint_every")
+    mine.pop("picks")
+    other.pop("picks")
+    assert mine == other
+    picks = [
+        read_picks(folder / "picks.arrow").to_pydict() for folder in (out, finished["demo/rho"][0])
+    ]
+    torch.testing.assert_close(picks[0], picks[1], rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_finished_run_says_what_its_files_were(finished: Any) -> None:
+    for out, summary in finished.values():
+        assert {"picks.arrow", "metrics.jsonl", "model.safetensors"} <= summary["files"].keys()
+        for name, mark in summary["files"].items():
+            assert mark == mark_of(out / name)
 
 
 # -- folders --------------------------------------------------------------------------------------

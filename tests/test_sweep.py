@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import reducible as rd
 import reducible.sweep
+from reducible import checkpoints
 from reducible.ledger import PHASES
 from reducible.recipe import Recipe
 from reducible.records import read_json, read_picks, write_json
@@ -80,7 +81,7 @@ def test_all_runs_are_there_and_complete(swept: Any) -> None:
             assert read_json(folder / "config.json")["seed"] == seed
             assert read_json(folder / "summary.json")["curve"][-1][0] == 12
             assert read_picks(folder / "picks.arrow").to_pydict()["step"] == list(range(12))
-            assert not (folder / "checkpoint.pt").exists()
+            assert not checkpoints.saved(folder)
 
 
 def test_a_run_of_a_sweep_is_the_run_alone(swept: Any, tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def resume(out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a 
         if (out / "summary.json").exists():
             typer.echo(f"{out} is complete; nothing to do.")
             return
-        config = read_json(out / "config.json")
+        config = read_json(out / "config.json", sealed=True)
         again = Run(
             Recipe.from_settings(config["settings"]),
             out,
@@ -162,6 +162,23 @@ def resume(out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a 
         )
         summary = again.resume()
         typer.echo(f"final accuracy {summary['final_accuracy']:.4f}; written: {out}")
+
+
+@app.command()
+def check(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR…", help="Folders of runs.")],
+) -> None:
+    """Whether the files of runs are what was written; exit status 1 if one is not."""
+    from reducible.checking import check_folder
+
+    with _plain_errors():
+        found = [finding for folder in folders for finding in check_folder(folder)]
+    for path, problem in found:
+        typer.echo(f"{'ok' if problem is None else 'DAMAGED':8}{path}")
+        if problem is not None:
+            typer.echo(f"        {problem}")
+    if any(problem is not None for _, problem in found):
+        raise typer.Exit(1)
 
 
 @app.command()

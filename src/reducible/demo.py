@@ -45,7 +45,7 @@ def run_demo(
     target = runs["uniform"]["final_accuracy"]
     methods = {name: with_target(summary, target) for name, summary in runs.items()}
     for name, summary in methods.items():
-        write_json(out / name / "summary.json", summary)
+        write_json(out / name / "summary.json", summary, sealed=True)
     summary = {
         "target_accuracy": target,
         "dataset": DATASET,
@@ -53,6 +53,6 @@ def run_demo(
         "versions": versions(),
         "methods": methods,
     }
-    write_json(out / "summary.json", summary)
+    write_json(out / "summary.json", summary, sealed=True)
     plot_curves(summary, out / "curves.png")
     return summary

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from torch.utils.flop_counter import FlopCounterMode
 
+from reducible.checkpoints import save_weights
 from reducible.copies import input_hashes
-from reducible.files import replacing
 from reducible.ledger import Ledger
 from reducible.loaders import batches_of
 from reducible.measure import without_graph
@@ -58,7 +58,7 @@ class FitOptions(TypedDict, total=False):
             poor one; smoothing by about the share of wrong labels mends that.
         augment: batch → batch, applied to updates only, never to scoring.
         start_from: state dict, or path of one saved by ``save_model``, to go on from.
-        save_model: path to write the kept checkpoint to (safetensors).
+        save_model: path to write the kept checkpoint to (safetensors, with a checksum).
         seed: of initialisation, order, dropout and folds; 0. Global streams are left alone.
         device: "cpu", "cuda", …; "cpu".
         num_workers: of the loaders, for data sets that are not in memory; 0.
@@ -289,8 +289,7 @@ class Fit:
             best.kept_epoch = kept_epoch
         best.mean_losses, best.model_name = curve, type(model).__name__
         if self.save_model is not None:
-            with replacing(self.save_model) as temporary:
-                save_file({k: v.cpu().contiguous() for k, v in weights.items()}, temporary)
+            save_weights(self.save_model, weights)
         return best
 
     def _update(

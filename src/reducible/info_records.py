@@ -5,12 +5,21 @@ Reading needs no torch, as in ``records``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from reducible.files import replacing
-from reducible.records import PickWriter, _Appender, record_error
+from reducible.logs import (
+    Mark,
+    SealedLog,
+    arrow_batches,
+    arrow_header,
+    arrow_record,
+    batches_before,
+    record_error,
+    refuse_existing,
+)
+from reducible.records import PickWriter
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -55,11 +64,7 @@ class InfoWriter:
     """
 
     def __init__(self, path: str | Path, *, flush_every: int = 64) -> None:
-        if Path(path).exists():
-            raise record_error(
-                f"{path} exists: it is the log of an earlier run, which is not overwritten. Go on "
-                "with InfoWriter.resume(path, step), choose another folder, or delete it."
-            )
+        refuse_existing(Path(path), "InfoWriter")
         self._start(Path(path), flush_every)
 
     @classmethod
@@ -68,20 +73,11 @@ class InfoWriter:
 
         The kept rows replace the file in one rename. Without a file the log starts anew.
         """
-        import pyarrow.compute as pc
-
-        path = Path(path)
-        if path.exists():
-            kept = [
-                batch.filter(pc.less(batch.column("step"), step))  # pyright: ignore[reportAttributeAccessIssue]
-                for batch in _batches(path)
-            ]
-            _replace(path, [batch for batch in kept if batch.num_rows])
         self = cls.__new__(cls)
-        self._start(path, flush_every)
+        self._start(Path(path), flush_every, [*batches_before(step, Path(path), _schema())])
         return self
 
-    def _start(self, path: Path, flush_every: int) -> None:
+    def _start(self, path: Path, flush_every: int, batches: Sequence[pa.RecordBatch] = ()) -> None:
         from reducible.types import require_between
 
         require_between("flush_every", flush_every, 1, whole=True)
@@ -89,7 +85,14 @@ class InfoWriter:
         self._flush_every = flush_every
         self._rows: list[tuple[int, str, bool, Tensor]] = []  # step, name, of a shadow, [n]
         self._steps = 0
-        self._log = _Appender(path) if path.exists() else None
+        self._log: SealedLog | None = None
+        path.unlink(missing_ok=True)
+        if batches:
+            self._begin(batches)
+
+    def _begin(self, batches: Sequence[pa.RecordBatch]) -> SealedLog:
+        self._log = SealedLog(self._path, [arrow_header(_schema()), *map(arrow_record, batches)])
+        return self._log
 
     def write(self, step: int, info: Mapping[str, Tensor], shadows: Mapping[str, Tensor]) -> None:
         """Log what was said at one step: ``info`` 0-d or small, ``shadows`` [K'] int64 ids each.
@@ -127,11 +130,13 @@ class InfoWriter:
             _lists(arrays, shadow, pa.int64()),
         ]
         batch = pa.record_batch(columns, schema=_schema())
-        if self._log is None:
-            _replace(self._path, [])
-            self._log = _Appender(self._path)
-        self._log.append(batch.serialize().to_pybytes())
+        (self._log or self._begin([])).append(arrow_record(batch))
         self._rows.clear()
+
+    @property
+    def mark(self) -> Mark | None:
+        """All that was flushed so far; None if nothing was."""
+        return None if self._log is None else self._log.mark
 
     def close(self) -> None:
         """Flush, and close the file."""
@@ -181,6 +186,11 @@ class StepWriter:
         for log in self._logs:
             log.flush()
 
+    def marks(self) -> dict[str, Mark]:
+        """All that was flushed so far, by file name."""
+        picks, info = (log.mark for log in self._logs)
+        return {name: mark for name, mark in ((PICKS, picks), (INFO, info)) if mark is not None}
+
     def close(self) -> None:
         """Close both, also if the first one fails."""
         picks, info = self._logs
@@ -199,41 +209,11 @@ class StepWriter:
 def read_info(path: str | Path) -> pa.Table:
     """Everything said up to the last complete flush, also if the writer was killed or still runs.
 
-    Returns a table of the columns named at ``InfoWriter``. Raises ReducibleError if the file holds
-    no readable header, or something other than this.
+    Returns a table of the columns named at ``InfoWriter``. Warns and raises as ``read_picks``.
     """
     import pyarrow as pa
 
-    return pa.Table.from_batches(_batches(Path(path)), schema=_schema())
-
-
-def _batches(path: Path) -> Iterator[pa.RecordBatch]:
-    import pyarrow as pa
-
-    try:
-        stream = pa.ipc.open_stream(pa.py_buffer(path.read_bytes()))
-    except pa.ArrowException as error:
-        raise record_error(
-            f"{path} has no complete header ({path.stat().st_size} bytes: {error}). Writers put it "
-            "there whole, so the file was cut later or is another one: restore it from a copy, or "
-            "delete it and run again."
-        ) from error
-    if stream.schema != _schema():
-        raise record_error(
-            f"{path} is an Arrow stream of {', '.join(stream.schema.names)}, not of what rules say "
-            f"({', '.join(_schema().names)}). Name the run's {INFO}."
-        )
-    while True:
-        try:
-            yield stream.read_next_batch()
-        except (StopIteration, pa.ArrowException, OSError):  # the end, or a batch cut by a kill
-            return
-
-
-def _replace(path: Path, batches: Sequence[pa.RecordBatch]) -> None:
-    """Replace ``path`` by a stream of ``batches``, whole or not at all."""
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        file.writelines(part.serialize().to_pybytes() for part in (_schema(), *batches))
+    return pa.Table.from_batches(arrow_batches(Path(path), _schema()), schema=_schema())
 
 
 def _on_host(tensors: Sequence[Tensor]) -> list[Tensor]:

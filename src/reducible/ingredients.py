@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from rich.progress import Progress
-from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader
 
+from reducible.checkpoints import load_weights
 from reducible.irreducible import (
     cross_fit_irreducible_loss,
     fit_group_irreducible_loss,
@@ -133,7 +133,7 @@ def loader_options(
         options |= {"gate": "auto", "held_out": held_out}
     if rule.lr_ratio is not None:
         live = _new(recipe, recipe.irreducible_model, seed)
-        live.load_state_dict(load_file(out / MODEL))
+        live.load_state_dict(load_weights(out / MODEL))
         options |= {"irreducible_model": live.eval(), "optimizer": optimizer}
     if rule.horizon == "run":
         options["proxy"] = fit_proxy(

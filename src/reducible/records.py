@@ -6,20 +6,33 @@ by ``resume``. Reading needs no torch, so reports import this module lightly.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from reducible.files import replacing
+from reducible.logs import (
+    Mark,
+    SealedLog,
+    arrow_batches,
+    arrow_header,
+    arrow_record,
+    batches_before,
+    damaged,
+    record_error,
+    refuse_existing,
+    seal,
+    warn_of_cut,
+)
+from reducible.seals import BLANK, Seals, count
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
-
-    from reducible.types import ReducibleError
 
 __all__ = [
     "MetricsWriter",
@@ -33,39 +46,44 @@ __all__ = [
 ]
 
 
-def record_error(message: str) -> ReducibleError:
-    """A ``ReducibleError`` to raise; imported here, as its class lives beside torch."""
-    from reducible.types import ReducibleError
-
-    return ReducibleError(message)
-
-
 # Whole files: the old one or the new one, never half of either
 
 
-def write_json(path: str | Path, obj: Any) -> None:
+def write_json(path: str | Path, obj: Any, *, sealed: bool = False) -> None:
     """Replace ``path`` by ``obj`` as JSON; a crash or a full disk leaves the old file whole.
+
+    ``sealed`` adds a checksum to an object, under the key ``check``, for ``read_json``.
 
     Raises ReducibleError, naming the entry, where ``obj`` holds NaN or infinity (JSON has neither).
     """
-    _replace(Path(path), [_json(obj, indent=2), b"\n"])
+    text = _json(obj | {"check": BLANK} if sealed else obj, indent=2) + b"\n"
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(seal(Seals(), text) if sealed else text)
 
 
-def read_json(path: str | Path) -> Any:
-    """What ``write_json`` wrote; raises ReducibleError where the file is not JSON."""
+def read_json(path: str | Path, *, sealed: bool = False) -> Any:
+    """What ``write_json`` wrote; raises ReducibleError if that is not what the file holds.
+
+    A checksum is checked and left out. ``sealed``: there must be one.
+    """
+    data = Path(path).read_bytes()
     try:
-        return json.loads(Path(path).read_bytes())
+        found = json.loads(data)
     except ValueError as error:
         raise record_error(
             f"{path} is not JSON ({error}). Files written here are replaced whole, so it was "
             "edited or written by something else: restore it, or delete it and run again."
         ) from error
-
-
-def _replace(path: Path, chunks: Iterable[bytes]) -> None:
-    """Replace ``path`` by ``chunks``, whole or not at all."""
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        file.writelines(chunks)
+    has_seal = isinstance(found, dict) and "check" in found
+    if not has_seal and not sealed:
+        return found
+    if not has_seal or not Seals().holds(data):
+        what = "differs" if has_seal else "is missing"
+        raise record_error(
+            f"{path} is not as it was written: its checksum {what}. It was edited, damaged, or "
+            "made by an older version: restore it from a copy, or run again in another folder."
+        )
+    return {name: value for name, value in found.items() if name != "check"}
 
 
 def _json(obj: Any, *, indent: int | None = None) -> bytes:
@@ -90,44 +108,6 @@ def _non_finite(obj: Any, name: str = "the value") -> Iterator[tuple[str, float]
     elif isinstance(obj, list | tuple):
         for i, value in enumerate(obj):
             yield from _non_finite(value, f"{name}[{i}]")
-
-
-# Growing files: every append is whole, or cut at the end of the file where readers drop it
-
-
-class _Appender:
-    """A file that grows by whole records; one that fails half-way (a full disk) is taken back."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115  (closed by close)
-        self._end = path.stat().st_size
-
-    def append(self, record: bytes) -> None:
-        if self._file.closed:
-            raise record_error(
-                f"{self._path} is closed, so nothing more can be logged to it. Keep the writer "
-                "open for the whole run, or go on with resume(path, step)."
-            )
-        rest = memoryview(record)
-        try:
-            while rest:
-                rest = rest[self._file.write(rest) :]
-        except BaseException:
-            self._file.truncate(self._end)
-            raise
-        self._end += len(record)
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _refuse_existing(path: Path, kind: str) -> None:
-    if path.exists():
-        raise record_error(
-            f"{path} exists: it is the log of an earlier run, which is not overwritten. "
-            f"Go on with {kind}.resume(path, step), choose another folder, or delete it."
-        )
 
 
 # Picks
@@ -167,7 +147,7 @@ class PickWriter:
     """
 
     def __init__(self, path: str | Path, *, flush_every: int = 64):
-        _refuse_existing(Path(path), "PickWriter")
+        refuse_existing(Path(path), "PickWriter")
         self._start(Path(path), flush_every, [])
 
     @classmethod
@@ -176,15 +156,8 @@ class PickWriter:
 
         The kept rows replace the file in one rename. Without a file the log starts anew.
         """
-        import pyarrow.compute as pc
-
-        path = Path(path)
-        kept = [
-            batch.filter(pc.less(batch.column("step"), step))  # pyright: ignore[reportAttributeAccessIssue]
-            for batch in (_batches(path) if path.exists() else ())
-        ]
         self = cls.__new__(cls)
-        self._start(path, flush_every, [batch for batch in kept if batch.num_rows])
+        self._start(Path(path), flush_every, [*batches_before(step, Path(path), _schema())])
         return self
 
     def _start(self, path: Path, flush_every: int, batches: list[pa.RecordBatch]) -> None:
@@ -194,11 +167,10 @@ class PickWriter:
 
         require_between("flush_every", flush_every, 1, whole=True)
         self._int64, self._float32 = torch.int64, torch.float32  # an import a step costs more
-        _replace(path, [part.serialize().to_pybytes() for part in (_schema(), *batches)])
         self._flush_every = flush_every
         self._steps: list[int] = []
         self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._log = _Appender(path)
+        self._log = SealedLog(path, [arrow_header(_schema()), *map(arrow_record, batches)])
 
     def write(
         self, step: int, ids: Tensor, scores: Tensor | None = None, weights: Tensor | None = None
@@ -246,9 +218,14 @@ class PickWriter:
             for column, dtype in zip(zip(*self._rows, strict=True), dtypes, strict=True)
         ]
         batch = pa.record_batch([pa.array(self._steps, pa.int64()), *columns], schema=_schema())
-        self._log.append(batch.serialize().to_pybytes())
+        self._log.append(arrow_record(batch))
         self._steps.clear()
         self._rows.clear()
+
+    @property
+    def mark(self) -> Mark:
+        """All that was flushed so far."""
+        return self._log.mark
 
     def close(self) -> None:
         """Flush, and close the file."""
@@ -267,37 +244,13 @@ class PickWriter:
 def read_picks(path: str | Path) -> pa.Table:
     """Every pick up to the last complete flush, also where the writer was killed or still runs.
 
-    Returns a table of the columns named at ``PickWriter``. Raises ReducibleError where the
-    file holds no readable header, or something other than picks.
+    Returns a table of the columns named at ``PickWriter``. Warns of a last record that was cut.
+    Raises ReducibleError where the file holds no readable header, something other than picks, or
+    what was not written so.
     """
     import pyarrow as pa
 
-    return pa.Table.from_batches(_batches(Path(path)), schema=_schema())
-
-
-def _batches(path: Path) -> Iterator[pa.RecordBatch]:
-    import pyarrow as pa
-
-    try:
-        stream = pa.ipc.open_stream(pa.py_buffer(path.read_bytes()))
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise record_error(
-            f"{path} has no complete header ({path.stat().st_size} bytes: {error}). Writers put it "
-            "there whole, so the file was cut later or is not a log of picks: restore it from a "
-            "copy, or delete it and run again."
-        ) from error
-    if stream.schema != _schema():
-        raise record_error(
-            f"{path} is an Arrow stream of {', '.join(stream.schema.names)}, not of picks "
-            f"({', '.join(_schema().names)}). Name the run's picks.arrow."
-        )
-    while True:
-        try:
-            yield stream.read_next_batch()
-        except (StopIteration, pa.ArrowException, OSError):  # the end, or a batch cut by a kill
-            return
+    return pa.Table.from_batches(arrow_batches(Path(path), _schema()), schema=_schema())
 
 
 # Metrics
@@ -317,17 +270,18 @@ class MetricsWriter:
     """
 
     def __init__(self, path: str | Path):
-        _refuse_existing(Path(path), "MetricsWriter")
-        self._log = _Appender(Path(path))
+        refuse_existing(Path(path), "MetricsWriter")
+        self._log = SealedLog(Path(path))
 
     @classmethod
     def resume(cls, path: str | Path, step: int) -> Self:
         """Go on from a checkpoint made after ``step`` updates: drop the lines of later steps."""
         path = Path(path)
-        lines = read_metrics(path) if path.exists() else []
-        _replace(path, [_json(line) + b"\n" for line in lines if line["step"] <= step])
+        lines = itertools.takewhile(
+            lambda line: line["step"] <= step, _lines(path, warn=False) if path.exists() else ()
+        )
         self = cls.__new__(cls)
-        self._log = _Appender(path)
+        self._log = SealedLog(path, [_line(line) for line in lines])
         return self
 
     def write(self, metrics: Mapping[str, Any]) -> None:
@@ -337,7 +291,12 @@ class MetricsWriter:
                 f"a line of metrics needs a whole 'step', got {metrics.get('step')!r} beside "
                 f"{', '.join(metrics)}: resume sorts lines by it. Add the number of updates made."
             )
-        self._log.append(_json(dict(metrics)) + b"\n")
+        self._log.append(_line(dict(metrics)))
+
+    @property
+    def mark(self) -> Mark:
+        """All that was written so far."""
+        return self._log.mark
 
     def close(self) -> None:
         """Close the file."""
@@ -351,23 +310,35 @@ class MetricsWriter:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The evaluations in a file of metrics; a last line cut by a kill is left out."""
-    *lines, last = Path(path).read_bytes().split(b"\n")
-    records = []
+    """The evaluations in a file of metrics, without their checksums.
+
+    A last line cut by a kill is left out with a warning. Raises ReducibleError if a line is not
+    what was written.
+    """
+    return list(_lines(Path(path)))
+
+
+def _lines(path: Path, *, warn: bool = True) -> Iterator[dict[str, Any]]:
+    *lines, last = path.read_bytes().split(b"\n")
+    seals = Seals()
     for number, line in enumerate([*lines, last] if last else lines, start=1):
-        try:
-            record = json.loads(line)
-            if not isinstance(record, dict) or "step" not in record:
-                raise ValueError("no object with a 'step'")
-        except ValueError as error:
-            if number > len(lines):
-                break
-            raise record_error(
-                f"line {number} of {path} is damaged ({error}). Only a last line can be cut by a "
-                "kill, so the file was edited: remove the line, or restore the file."
-            ) from error
-        records.append(record)
-    return records
+        if not seals.holds(line + b"\n"):
+            if number <= len(lines) or count(last) > 1:
+                raise damaged(path, f"line {number}")
+            if warn:
+                warn_of_cut(path, len(last))
+            return
+        record = json.loads(line)
+        del record["check"]
+        yield record
+
+
+def _line(metrics: dict[str, Any]) -> bytes:
+    if "check" in metrics:
+        raise record_error(
+            "a line of metrics cannot have an entry 'check', where its checksum stands: rename it."
+        )
+    return _json(metrics | {"check": BLANK}) + b"\n"
 
 
 # What a curve says

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,23 +13,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.progress import Progress
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from reducible import schedules
+from reducible import checkpoints, schedules
 from reducible.chosen import Chosen
 from reducible.data import TensorSet, TokenSet
 from reducible.evaluation import evaluate
-from reducible.files import replacing
 from reducible.info_records import INFO, PICKS, StepWriter
 from reducible.ingredients import (
+    MODEL,
+    PLAN,
+    STORE,
     candidate_loader,
     irreducible_store,
     loader_options,
     make_plan,
 )
 from reducible.ledger import Ledger
+from reducible.logs import Mark, is_whole, mark_of
 from reducible.loop import SelectingLoader, weighted_mean
 from reducible.plans import noise_floor_loss
 from reducible.recipe import Recipe
@@ -43,8 +46,10 @@ from reducible.seeds import stream_seed
 from reducible.splits import Splits, make_splits
 from reducible.stores import IrreducibleLossStore
 from reducible.tally import Tally
-from reducible.types import ConfigurationError, require_between
+from reducible.types import ConfigurationError, ReducibleError, require_between
 
+METRICS, WEIGHTS = "metrics.jsonl", "model.safetensors"
+LOGS = (METRICS, PICKS, INFO)
 _FINAL_EVALUATIONS = 5  # final accuracy is the mean of the last so many at a constant rate
 
 
@@ -126,20 +131,21 @@ class Run:
                 "checkpoint_every": self._checkpoint_every,
                 "versions": versions(),
             },
+            sealed=True,
         )
         return self._go(store, checkpoint=None)
 
     def resume(self) -> dict[str, Any]:
-        """Go on from the last checkpoint, or from the start before the first one.
+        """Go on from the last sound checkpoint, or from the start without one.
 
-        A finished run is left as it is; its summary is returned.
+        A checkpoint is sound if it is as it was written, and so are the logs up to it; of others is
+        warned. A finished run is left as it is; its summary is returned.
         """
         if (self.out / "summary.json").exists():
-            return read_json(self.out / "summary.json")
-        path = self.out / "checkpoint.pt"
-        checkpoint = torch.load(path, weights_only=True) if path.exists() else None
+            return read_json(self.out / "summary.json", sealed=True)
+        checkpoint = newest_sound(self.out)
         if checkpoint is None:
-            for name in ("metrics.jsonl", PICKS, INFO):
+            for name in LOGS:
                 (self.out / name).unlink(missing_ok=True)
         return self._go(None, checkpoint)
 
@@ -173,7 +179,7 @@ class Run:
             order = torch.Generator().manual_seed(stream_seed(self.seed, 2))
             step = 0 if checkpoint is None else int(checkpoint["loader"]["step"])
             resuming = checkpoint is not None
-            metrics_path = self.out / "metrics.jsonl"
+            metrics_path = self.out / METRICS
             with (
                 StepWriter.resume(self.out, step) if resuming else StepWriter(self.out) as steps,
                 MetricsWriter.resume(metrics_path, step)
@@ -200,7 +206,8 @@ class Run:
                 if checkpoint is not None:
                     self.curve = parts.load(checkpoint)
                 self._loop(bar, parts, splits, metrics, steps)
-        return self._finish(parts)
+                marks = _marks(steps, metrics)
+        return self._finish(parts, marks)
 
     def _loop(
         self,
@@ -240,9 +247,8 @@ class Run:
                         self._evaluate(parts, splits.test, metrics)
                     every = self._checkpoint_every
                     if every and batches.step % every == 0 and batches.step < self.steps:
-                        steps.flush()
-                        with replacing(self.out / "checkpoint.pt") as temporary:
-                            torch.save(parts.state(self.curve), temporary)
+                        state = parts.state(self.curve) | {"logs": _marks(steps, metrics)}
+                        checkpoints.save(self.out, state, step=batches.step)
                 if batches.step == self.steps:
                     break
 
@@ -291,13 +297,12 @@ class Run:
 
     def _worst_class(self) -> float:
         """Mean over the last evaluations of the accuracy of the class that is worst in each."""
-        lines = read_metrics(self.out / "metrics.jsonl")[-self._last :]
+        lines = read_metrics(self.out / METRICS)[-self._last :]
         return sum(line["worst_class_accuracy"] for line in lines) / len(lines)
 
-    def _finish(self, parts: _Parts) -> dict[str, Any]:
-        weights = {name: w.detach().contiguous() for name, w in parts.model.state_dict().items()}
-        with replacing(self.out / "model.safetensors") as temporary:
-            save_file(weights, temporary)
+    def _finish(self, parts: _Parts, marks: dict[str, Mark]) -> dict[str, Any]:
+        checkpoints.save_weights(self.out / WEIGHTS, parts.model.state_dict())
+        kept = (name for name in (WEIGHTS, STORE, PLAN, MODEL) if (self.out / name).exists())
         overall = parts.tally.overall()
         cost = self.ledger.summary()
         summary = {
@@ -314,13 +319,14 @@ class Run:
             "curve": self.curve,
             "selected": overall,
             "ledger": {k: v for k, v in cost.items() if k != "seconds"},
+            "files": marks | {name: mark_of(self.out / name) for name in kept},
         }
         if self.target is not None:
             summary = with_target(summary, self.target)
         if parts.batches.gate is not None:
             summary["gate"] = parts.batches.gate.report()
-        write_json(self.out / "summary.json", summary)
-        (self.out / "checkpoint.pt").unlink(missing_ok=True)
+        write_json(self.out / "summary.json", summary, sealed=True)
+        checkpoints.remove(self.out)
         return summary
 
 
@@ -354,6 +360,33 @@ class _Parts:
         return checkpoint["curve"]
 
 
+def _marks(steps: StepWriter, metrics: MetricsWriter) -> dict[str, Mark]:
+    """All that was logged so far, by file name; it is in the files then."""
+    steps.flush()
+    return steps.marks() | {METRICS: metrics.mark}
+
+
+def newest_sound(out: Path) -> dict[str, Any] | None:
+    """The newest checkpoint in ``out`` that is whole, as are the logs up to it; None without.
+
+    Of every one that is passed over is warned.
+    """
+    found = checkpoints.saved(out)
+    for path in found:
+        try:
+            checkpoint = checkpoints.load(path)
+        except ReducibleError as error:
+            why = str(error)
+        else:
+            logs = checkpoint["logs"].items()
+            changed = [name for name, mark in logs if not is_whole(out / name, mark, up_to=True)]
+            if not changed:
+                return checkpoint
+            why = f"{', '.join(changed)} in {out} changed since {path.name} was written."
+        warnings.warn(f"{why} The run goes on from before it.", stacklevel=3)
+    return None
+
+
 def final_accuracy(curve: list[list[float]], *, evaluations: int = _FINAL_EVALUATIONS) -> float:
     """Mean of the last ``evaluations`` (of fewer, where there are fewer)."""
     last = [accuracy for _, _, accuracy in curve[-evaluations:]]
@@ -370,8 +403,8 @@ def with_target(summary: dict[str, Any], target: float) -> dict[str, Any]:
 def target_of(baseline: Path) -> float:
     """The final accuracy of the finished run in ``baseline``; raises ConfigurationError without."""
     path = baseline / "summary.json"
-    found = read_json(path) if path.is_file() else None
-    final = found.get("final_accuracy") if isinstance(found, dict) else None
+    found = read_json(path, sealed=True) if path.is_file() else None
+    final = found.get("final_accuracy") if found else None
     if not isinstance(final, float):
         why = "has no summary.json" if found is None else "has no final_accuracy in summary.json"
         raise ConfigurationError(

@@ -123,7 +123,7 @@ def collect(
     for seed in sorted(seeds):
         path = _folder(work, recipe, seed) / "summary.json"
         if path.exists():
-            summary = read_json(path)
+            summary = read_json(path, sealed=True)
             last = max(last, path.stat().st_mtime)
             short = {key: summary[key] for key in _SUMMARY} | {"selected": summary["selected"]}
             if "gate" in summary:
@@ -233,7 +233,7 @@ def _costs(
     for recipe, seed in jobs:
         path = _folder(work, recipe, seed) / "summary.json"
         if _kind(recipe) not in known and path.exists():
-            seconds = read_json(path)["seconds"]
+            seconds = read_json(path, sealed=True)["seconds"]
             fit = seconds["irreducible_loss"]
             known[_kind(recipe)] = fit, (seconds["total"] - fit) / recipe.steps
     threads = torch.get_num_threads()

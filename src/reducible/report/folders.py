@@ -45,7 +45,7 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
 
 
 def _read_folder(folder: Path) -> list[Run]:
-    summary = read_json(folder / "summary.json") if (folder / "summary.json").exists() else None
+    summary = _sealed(folder / "summary.json")
     if summary is not None and "methods" in summary:
         about = {name: summary.get(name) for name in ("seed", "target_accuracy", "dataset")}
         return [
@@ -54,7 +54,7 @@ def _read_folder(folder: Path) -> list[Run]:
         ]
     if not any((folder / name).exists() for name in _RUN_FILES):
         raise record_error(_no_run(folder))
-    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    config = _sealed(folder / "config.json") or {}
     target = config.get("target_accuracy")
     return [
         Run(
@@ -67,6 +67,10 @@ def _read_folder(folder: Path) -> list[Run]:
             entry=_from_metrics(folder, target) if summary is None else summary,
         )
     ]
+
+
+def _sealed(path: Path) -> Any:
+    return read_json(path, sealed=True) if path.exists() else None
 
 
 _RUN_FILES = ("config.json", "metrics.jsonl", "summary.json")
