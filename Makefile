@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test bench docs mutation gpu format clean
+.PHONY: demo test bench docs mutation soak gpu format clean
 
 # The main job, on embedded data. Needs Python 3.11 or newer with venv, nothing else.
 demo: $(VENV)/.ready
@@ -31,6 +31,10 @@ docs: $(VENV)/.ready
 # Break the rules, the loop, the gate and the plans one small way at a time; prints what no test notices.
 mutation: $(VENV)/.ready-dev
 	$(BIN)/python scripts/mutate.py
+
+# Damage the files of runs and kill runs, many times; nothing may go wrong without a word.
+soak: $(VENV)/.ready-dev
+	$(BIN)/python scripts/soak.py
 
 format: $(VENV)/.ready-dev
 	$(BIN)/ruff format .

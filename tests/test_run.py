@@ -22,7 +22,7 @@ from reducible.logs import mark_of
 from reducible.recipe import Recipe
 from reducible.recipes import RECIPES, recipe
 from reducible.records import read_json, read_metrics, read_picks
-from reducible.run import Run, final_accuracy, refuse_used_folder, with_target
+from reducible.run import WEIGHTS, Run, final_accuracy, refuse_used_folder, with_target
 from reducible.splits import make_splits
 
 STEPS = 30
@@ -287,6 +287,17 @@ def test_what_is_damaged_is_passed_over_with_a_word_and_the_run_is_the_same(
         read_picks(folder / "picks.arrow").to_pydict() for folder in (out, finished["demo/rho"][0])
     ]
     torch.testing.assert_close(picks[0], picks[1], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("plan", ["none", "filter"])
+def test_workers_load_the_same_rows(plan: str, tmp_path: Path) -> None:
+    found = []
+    for workers in ("0", "2"):
+        out = tmp_path / workers
+        _run("demo/rho", out, workers=workers, plan=plan, steps="12").start()
+        picks = read_picks(out / "picks.arrow").to_pydict()
+        found.append((picks["ids"], picks["scores"], checkpoints.load_weights(out / WEIGHTS)))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
 
 
 def test_a_finished_run_says_what_its_files_were(finished: Any) -> None:

@@ -107,10 +107,12 @@ def candidate_loader(
     """Candidate batches in the order of the plan, or shuffled where there is none."""
     train = splits.train
     if plan is None:
-        return train.loader(recipe.n_candidates, generator=generator)
+        return train.loader(recipe.n_candidates, generator=generator, workers=recipe.workers)
     order = plan.sampler(train, generator=generator, batch_size=recipe.n_candidates)
     batches = BatchSampler(order, recipe.n_candidates, True)
-    return DataLoader(train, batch_size=None, sampler=batches, collate_fn=as_it_is)
+    return DataLoader(
+        train, batch_size=None, sampler=batches, collate_fn=as_it_is, num_workers=recipe.workers
+    )
 
 
 def loader_options(

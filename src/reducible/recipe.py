@@ -74,6 +74,7 @@ class Recipe(_Kept):
         holdout_noise: the same for the holdout.
         n_b: rows trained on per update.
         n_candidates: rows of a candidate batch (n_B).
+        workers: processes that load candidate batches; 0: the one that trains.
         steps: updates.
         learning_rate: of AdamW.
         weight_decay: of AdamW.
@@ -122,6 +123,7 @@ class Recipe(_Kept):
     holdout_noise: float = 0.0
     n_b: int = 32
     n_candidates: int = 320
+    workers: int = 0
     steps: int = 3000
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
@@ -181,6 +183,7 @@ class Recipe(_Kept):
         self._check_rule()
         require_between("validation_examples", self.validation_examples, 0, whole=True)
         require_between("holdout_examples", self.holdout_examples, 0, whole=True)
+        require_between("workers", self.workers, 0, whole=True)
         for name in ("train_examples", "n_b", "n_candidates", "steps", "evaluate_every"):
             require_between(name, getattr(self, name), 1, whole=True)
         require_between("n_b", self.n_b, 1, self.n_candidates, whole=True)

@@ -123,11 +123,13 @@ class InMemory(Dataset[Candidates], ABC):
         shuffle: bool = True,
         drop_last: bool = True,
         generator: torch.Generator | None = None,
+        workers: int = 0,
     ) -> DataLoader[Candidates]:
         """Batches of ``batch_size``, each fetched at once; in order where not ``shuffle``.
 
         ``generator`` draws the order, so that the global random stream stays as it was; without
-        one, a shuffling loader draws from that stream, as torch's own do.
+        one, a shuffling loader draws from that stream, as torch's own do. ``workers`` processes
+        fetch them; 0: this one does.
 
         Raises:
             ConfigurationError: not a single batch would come out.
@@ -147,6 +149,7 @@ class InMemory(Dataset[Candidates], ABC):
             sampler=BatchSampler(order, batch_size, drop_last),
             collate_fn=as_it_is,  # DataLoader's own would turn the (x, y) tuple into a list
             generator=generator,
+            num_workers=workers,
         )
 
 
