@@ -213,7 +213,7 @@ def test_resumed_picks_equal_never_having_stopped(tmp_path, stop):
     _write_steps(killed, 0, stop)
     killed.flush()  # the checkpoint before update `stop`
     _write_steps(killed, stop, min(stop + 7, 25))  # lost with the process, or thrown away
-    killed._log.close()
+    killed._stream.close()
     with PickWriter.resume(tmp_path / "p.arrow", stop, flush_every=4) as picks:
         assert read_picks(tmp_path / "p.arrow")["step"].to_pylist() == list(range(stop))
         _write_steps(picks, stop, 25)
@@ -267,7 +267,7 @@ def test_a_batch_that_half_fits_on_the_disk_is_taken_back_and_tried_again(tmp_pa
     path = tmp_path / "p.arrow"
     picks = PickWriter(path, flush_every=2)
     _write_steps(picks, 0, 3)
-    real = picks._log._file
+    real = picks._stream._log._file
 
     class FullDisk:
         closed = False
@@ -279,11 +279,11 @@ def test_a_batch_that_half_fits_on_the_disk_is_taken_back_and_tried_again(tmp_pa
         def truncate(self, size):
             real.truncate(size)
 
-    picks._log._file = FullDisk()  # pyright: ignore[reportAttributeAccessIssue]
+    picks._stream._log._file = FullDisk()  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(OSError, match="No space left"):
         _write_steps(picks, 3, 4)
     assert read_picks(path)["step"].to_pylist() == [0, 1]
-    picks._log._file = real  # room again
+    picks._stream._log._file = real  # room again
     _write_steps(picks, 4, 5)
     picks.close()
     assert read_picks(path)["step"].to_pylist() == list(range(5))

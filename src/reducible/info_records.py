@@ -9,16 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from reducible.logs import (
-    Mark,
-    SealedLog,
-    arrow_batches,
-    arrow_header,
-    arrow_record,
-    batches_before,
-    record_error,
-    refuse_existing,
-)
+from reducible.arrow_logs import RecordStream, arrow_batches, batches_before
+from reducible.logs import Mark, record_error, refuse_existing
 from reducible.records import PickWriter
 
 if TYPE_CHECKING:
@@ -85,14 +77,14 @@ class InfoWriter:
         self._flush_every = flush_every
         self._rows: list[tuple[int, str, bool, Tensor]] = []  # step, name, of a shadow, [n]
         self._steps = 0
-        self._log: SealedLog | None = None
+        self._stream: RecordStream | None = None
         path.unlink(missing_ok=True)
         if batches:
             self._begin(batches)
 
-    def _begin(self, batches: Sequence[pa.RecordBatch]) -> SealedLog:
-        self._log = SealedLog(self._path, [arrow_header(_schema()), *map(arrow_record, batches)])
-        return self._log
+    def _begin(self, batches: Sequence[pa.RecordBatch] = ()) -> RecordStream:
+        self._stream = RecordStream(self._path, _schema(), batches)
+        return self._stream
 
     def write(self, step: int, info: Mapping[str, Tensor], shadows: Mapping[str, Tensor]) -> None:
         """Log what was said at one step: ``info`` 0-d or small, ``shadows`` [K'] int64 ids each.
@@ -112,39 +104,38 @@ class InfoWriter:
             self._rows.append((step, name, True, ids.clone()))
         self._steps += 1
         if self._steps >= self._flush_every:
-            self.flush()
+            self._send()
 
     def flush(self) -> None:
         """Append the rows so far to the file; they then survive the death of the process."""
+        self._send()
+        if self._stream is not None:
+            self._stream.drain()
+
+    def _send(self) -> None:
+        if self._stream is not None:
+            self._stream.drain()  # if that fails, the rows are still here
         self._steps = 0
         if not self._rows:
             return
-        import pyarrow as pa
-
-        arrays = _on_host([tensor for *_, tensor in self._rows])
-        shadow = [of_shadow for _, _, of_shadow, _ in self._rows]
-        columns = [
-            pa.array([step for step, *_ in self._rows], pa.int64()),
-            pa.array([name for _, name, _, _ in self._rows], pa.string()),
-            _lists(arrays, [not of_shadow for of_shadow in shadow], pa.float64()),
-            _lists(arrays, shadow, pa.int64()),
-        ]
-        batch = pa.record_batch(columns, schema=_schema())
-        (self._log or self._begin([])).append(arrow_record(batch))
-        self._rows.clear()
+        stream = self._stream or self._begin()
+        rows, self._rows = self._rows, []
+        tensors = [tensor for *_, tensor in rows]
+        about = [(step, name, shadow) for step, name, shadow, _ in rows]
+        stream.send(tensors, lambda arrays: _batch(about, arrays))
 
     @property
     def mark(self) -> Mark | None:
         """All that was flushed so far; None if nothing was."""
-        return None if self._log is None else self._log.mark
+        return None if self._stream is None else self._stream.mark
 
     def close(self) -> None:
         """Flush, and close the file."""
         try:
             self.flush()
         finally:
-            if self._log is not None:
-                self._log.close()
+            if self._stream is not None:
+                self._stream.close()
 
     def __enter__(self) -> Self:
         return self
@@ -216,20 +207,18 @@ def read_info(path: str | Path) -> pa.Table:
     return pa.Table.from_batches(arrow_batches(Path(path), _schema()), schema=_schema())
 
 
-def _on_host(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """``tensors`` ([n] each) on the CPU; those of one type and device are copied as one."""
-    import torch
+def _batch(about: list[tuple[int, str, bool]], arrays: list[Tensor]) -> pa.RecordBatch:
+    """Rows of step, name, and values ([n]), which are ids if they are of a shadow."""
+    import pyarrow as pa
 
-    alike: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-    for i, tensor in enumerate(tensors):
-        alike.setdefault((tensor.dtype, tensor.device), []).append(i)
-    found: list[Tensor] = [*tensors]
-    for positions in alike.values():
-        parts = [tensors[i] for i in positions]
-        here = torch.cat(parts).cpu().split([part.numel() for part in parts])
-        for i, part in zip(positions, here, strict=True):
-            found[i] = part
-    return found
+    shadow = [of_shadow for *_, of_shadow in about]
+    columns = [
+        pa.array([step for step, *_ in about], pa.int64()),
+        pa.array([name for _, name, _ in about], pa.string()),
+        _lists(arrays, [not of_shadow for of_shadow in shadow], pa.float64()),
+        _lists(arrays, shadow, pa.int64()),
+    ]
+    return pa.record_batch(columns, schema=_schema())
 
 
 def _lists(tensors: Sequence[Tensor], wanted: Sequence[bool], of: pa.DataType) -> pa.Array:

@@ -1,19 +1,17 @@
-"""Files that grow by sealed records: lines of JSON, and Arrow streams."""
+"""Files that grow by sealed records."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 from reducible.files import replacing
-from reducible.seals import BLANK, Seals, count, digest
+from reducible.seals import Seals, digest
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from reducible.types import ReducibleError
 
 Mark = dict[str, int | str]
@@ -131,100 +129,3 @@ def damaged(path: Path, where: str) -> ReducibleError:
         "Restore the file from a copy; if the run is not finished, `reducible resume` goes on from "
         "a checkpoint that was made before the damage."
     )
-
-
-# Arrow streams
-
-
-def arrow_header(schema: pa.Schema) -> bytes:
-    """The schema message, to be sealed."""
-    return schema.with_metadata({"check": BLANK}).serialize().to_pybytes()
-
-
-def arrow_record(batch: pa.RecordBatch) -> bytes:
-    """The message of ``batch``, to be sealed."""
-    import pyarrow as pa
-
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as stream:
-        stream.write_batch(batch, custom_metadata={"check": BLANK})
-    whole = sink.getvalue().to_pybytes()
-    first, last = len(batch.schema.serialize()), len(_END)
-    assert whole.endswith(_END)
-    return whole[first:-last]
-
-
-_END = b"\xff\xff\xff\xff\0\0\0\0"
-
-
-def arrow_batches(path: Path, schema: pa.Schema, *, warn: bool = True) -> Iterator[pa.RecordBatch]:
-    """The record batches of a sealed stream of ``schema``, up to its last whole record.
-
-    Args:
-        path: of the file.
-        schema: of the batches.
-        warn: of a last record that was cut.
-
-    Raises:
-        ReducibleError: there is no whole header, the file is something else, or it is damaged.
-    """
-    import pyarrow as pa
-
-    data = path.read_bytes()
-    reader, seals, begin = pa.BufferReader(data), Seals(), 0
-    found: pa.Schema | None = None
-    while begin < len(data) or found is None:
-        try:
-            message = pa.ipc.read_message(reader)
-        except (pa.ArrowException, EOFError, OSError) as error:
-            if found is None:
-                raise record_error(
-                    f"{path} has no complete header ({len(data)} bytes: {error}). Writers put it "
-                    "there whole, so the file was cut later or is another one: restore it from a "
-                    "copy, or delete it and run again."
-                ) from error
-            if count(data[begin:]) > 1:
-                raise damaged(path, f"the record at byte {begin}") from error
-            if warn:
-                warn_of_cut(path, len(data) - begin)
-            return
-        end = reader.tell()
-        if found is None:
-            found = _schema_in(message, schema, path)
-        if not seals.holds(data[begin:end]):
-            raise damaged(path, f"the record at byte {begin}")
-        if begin:
-            yield pa.ipc.read_record_batch(message, schema)
-        begin = end
-
-
-def batches_before(step: int, path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """The rows of steps before ``step``, none if there is no file; what follows is not looked at.
-
-    ``schema`` has an int64 column ``step``, which never falls.
-    """
-    import pyarrow.compute as pc
-
-    for batch in arrow_batches(path, schema, warn=False) if path.exists() else ():
-        steps = batch.column("step")
-        kept = batch.filter(pc.less(steps, step))  # pyright: ignore[reportAttributeAccessIssue]
-        if kept.num_rows:
-            yield kept
-        if steps[-1].as_py() >= step - 1:
-            return
-
-
-def _schema_in(message: pa.Message, wanted: pa.Schema, path: Path) -> pa.Schema:
-    import pyarrow as pa
-
-    try:
-        found = pa.ipc.read_schema(message)
-        names = ", ".join(found.names)
-    except (pa.ArrowException, ValueError, OSError) as error:
-        raise damaged(path, "its header") from error
-    if not found.remove_metadata().equals(wanted):
-        raise record_error(
-            f"{path} is an Arrow stream of {names}, not of {', '.join(wanted.names)}. Name the "
-            "file that holds these; if it is this one, it is damaged."
-        )
-    return found

@@ -14,14 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from reducible.arrow_logs import RecordStream, arrow_batches, batches_before
 from reducible.files import replacing
 from reducible.logs import (
     Mark,
     SealedLog,
-    arrow_batches,
-    arrow_header,
-    arrow_record,
-    batches_before,
     damaged,
     record_error,
     refuse_existing,
@@ -134,8 +131,9 @@ class PickWriter:
     one write, so a killed process loses the steps since the last flush and nothing else. There is
     no end marker (the format asks for none), so appending is all that going on needs.
 
-    Between flushes tensors stay where they are: no device is waited for until ``flush_every`` steps
-    have come together. Call ``flush`` before saving a checkpoint, so that ``resume`` finds every
+    Between flushes tensors stay where they are. Once ``flush_every`` steps have come together they
+    are copied; those of an accelerator are appended only when as many more have come, so that no
+    step waits for it. Call ``flush`` before saving a checkpoint, so that ``resume`` finds every
     step that the checkpoint has seen.
 
     >>> import tempfile, torch
@@ -170,7 +168,7 @@ class PickWriter:
         self._flush_every = flush_every
         self._steps: list[int] = []
         self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._log = SealedLog(path, [arrow_header(_schema()), *map(arrow_record, batches)])
+        self._stream = RecordStream(path, _schema(), batches)
 
     def write(
         self, step: int, ids: Tensor, scores: Tensor | None = None, weights: Tensor | None = None
@@ -200,45 +198,54 @@ class PickWriter:
         self._steps.append(int(step))
         self._rows.append((ids.clone(), *columns))
         if len(self._steps) >= self._flush_every:
-            self.flush()
+            self._send()
 
     def flush(self) -> None:
         """Append the rows so far to the file; they then survive the death of the process."""
-        if not self._steps:
-            return
-        import numpy as np
-        import pyarrow as pa
+        if self._steps:
+            self._send()
+        self._stream.drain()
+
+    def _send(self) -> None:
         import torch
 
+        self._stream.drain()  # if that fails, the rows are still here
         dtypes = (self._int64, self._float32, self._float32)
-        lengths = [len(ids) for ids, _, _ in self._rows]
-        offsets = pa.array(np.cumsum([0, *lengths], dtype=np.int32))
         columns = [
-            pa.ListArray.from_arrays(offsets, pa.array(torch.cat(column).to("cpu", dtype).numpy()))
+            torch.cat(column).to(dtype)
             for column, dtype in zip(zip(*self._rows, strict=True), dtypes, strict=True)
         ]
-        batch = pa.record_batch([pa.array(self._steps, pa.int64()), *columns], schema=_schema())
-        self._log.append(arrow_record(batch))
-        self._steps.clear()
-        self._rows.clear()
+        steps, lengths = self._steps, [len(ids) for ids, _, _ in self._rows]
+        self._steps, self._rows = [], []
+        self._stream.send(columns, lambda columns: _batch(steps, lengths, columns))
 
     @property
     def mark(self) -> Mark:
         """All that was flushed so far."""
-        return self._log.mark
+        return self._stream.mark
 
     def close(self) -> None:
         """Flush, and close the file."""
         try:
             self.flush()
         finally:
-            self._log.close()
+            self._stream.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _batch(steps: list[int], lengths: list[int], columns: list[Tensor]) -> pa.RecordBatch:
+    """Rows of ``lengths`` ids each; ``columns``: ids, scores, weights, [Σ lengths] each."""
+    import numpy as np
+    import pyarrow as pa
+
+    offsets = pa.array(np.cumsum([0, *lengths], dtype=np.int32))
+    lists = [pa.ListArray.from_arrays(offsets, pa.array(c.numpy())) for c in columns]
+    return pa.record_batch([pa.array(steps, pa.int64()), *lists], schema=_schema())
 
 
 def read_picks(path: str | Path) -> pa.Table:

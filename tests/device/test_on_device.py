@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import reducible as rd
+from reducible.info_records import StepWriter, read_info
 from reducible.picks import top_k
-from reducible.records import PickWriter
+from reducible.records import read_picks
 from reducible.types import EVIDENCE_FIELDS
 
 pytestmark = [
@@ -192,7 +193,8 @@ def test_a_step_waits_for_the_device_once(accelerator: Any, tmp_path: Path) -> N
     problem, waits = Problem(), list[int]()
     model = problem.model().to(accelerator.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3, foreach=False)
-    with PickWriter(tmp_path / "picks.arrow", flush_every=1000) as record:
+    chosen_ids = list[Tensor]()
+    with StepWriter(tmp_path, flush_every=4) as record:
         batches = rd.SelectingLoader(
             problem.loader(),
             model,
@@ -200,11 +202,13 @@ def test_a_step_waits_for_the_device_once(accelerator: Any, tmp_path: Path) -> N
             keep=N_B,
             store=problem.store,
             record=record,
+            shadows={"uniform": rd.selector("uniform")},
         )
         for _ in range(3):
             with accelerator.counting() as waited:
                 for chosen in batches:
                     waits.append(waited())
+                    chosen_ids.append(chosen.ids)
                     inputs, labels = chosen.batch
                     loss = F.cross_entropy(model(inputs), labels, reduction="none")
                     optimizer.zero_grad()
@@ -213,3 +217,7 @@ def test_a_step_waits_for_the_device_once(accelerator: Any, tmp_path: Path) -> N
     per_step = torch.tensor(waits).diff(prepend=torch.zeros(1)).tolist()
     assert len(per_step) == 18
     assert max(per_step[2:]) <= 1
+    assert read_picks(tmp_path / "picks.arrow")["ids"].to_pylist() == [
+        ids.tolist() for ids in chosen_ids
+    ]
+    assert read_info(tmp_path / "info.arrow")["name"].to_pylist() == ["uniform"] * 18
