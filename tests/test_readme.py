@@ -48,13 +48,14 @@ class Images(Dataset[Any]):
 
 # a linear model on 200 rows knows little, and the plan says so
 @pytest.mark.filterwarnings("ignore:the plan keeps")
-def test_every_python_block_runs_in_order() -> None:
+def test_every_python_block_runs_in_order(tmp_path: Path) -> None:
     model = nn.Linear(6, 3)
     space: dict[str, Any] = {
         "train": Images(960, 0),
         "holdout": Images(200, 1),
         "make_small_model": lambda: nn.Linear(6, 3),
         "model": model,
+        "folder": tmp_path,
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
     }
     before = model.weight.clone()
