@@ -19,7 +19,7 @@ SOURCE = Path(reducible.__file__).parent
 
 _ABOVE_LOOP = (
     "types files seals checkpoints streams schedules scores picks structure selectors labels "
-    "fetching copies stores tasks measure scorers ledger fitting irreducible plans gate "
+    "fetching copies floors stores tasks measure scorers ledger fitting irreducible plans gate "
     "distributed loaders workers reader group_holdout measuring epochs seeds passes chosen "
     "hindsight gating assembly"
 )
@@ -48,11 +48,13 @@ ALLOWED = {
     "measure": "types structure tasks stores",
     "scorers": "types tasks measure",
     "copies": "types",
-    "fitting": "types checkpoints copies structure stores tasks measure ledger loaders",
+    "floors": "",
+    "fitting": "types checkpoints copies floors structure stores tasks measure ledger loaders",
     "irreducible": (
-        "types checkpoints copies structure stores tasks scorers measure ledger loaders fitting"
+        "types checkpoints copies floors structure stores tasks scorers measure ledger loaders "
+        "fitting"
     ),
-    "plans": "types files labels stores",
+    "plans": "types files floors labels stores",
     "gate": "types",
     "distributed": "types picks",
     "group_holdout": "types structure stores tasks measure",

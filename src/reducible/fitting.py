@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from reducible.checkpoints import save_weights
 from reducible.copies import input_hashes
+from reducible.floors import learned_noise
 from reducible.ledger import Ledger
 from reducible.loaders import batches_of
 from reducible.measure import without_graph
@@ -93,6 +94,7 @@ class Scores:
     labels: Tensor  # [N] int64, or [N, L] where an example has several
     loss: Tensor  # [N] float32, or [N, G]
     floor_rows: Tensor  # [M, C] p(k | x) of at most _FLOOR_ROWS rows
+    floor_labels: Tensor  # [M] int64, or [M, L], labels of the same rows
     hashes: Tensor | None = None  # [N] int64 of the inputs, where asked for
     model_name: str = ""
     kept_epoch: float = 0.0
@@ -323,7 +325,7 @@ class Fit:
 
     def _score(self, model: nn.Module, scored: Any, objective: Objective) -> Scores:
         """Losses of all of ``scored`` in eval mode."""
-        ids, labels, losses, floors, hashes = [], [], [], [], []
+        ids, labels, losses, floors, floor_labels, hashes = [], [], [], [], [], []
         every = -(-len(scored) // _FLOOR_ROWS)
         model.eval()
         with without_graph():
@@ -342,6 +344,7 @@ class Fit:
                 self._flops += int(rows * (self._flops_per_scored or 0.0))
                 losses.append(loss.cpu())
                 floors.append(logits.softmax(1)[::every].cpu())
+                floor_labels.append(targets[::every].cpu())
                 ids.append(candidates.ids.cpu())
                 labels.append(targets.cpu())
                 if self.hashes_inputs:
@@ -352,6 +355,7 @@ class Fit:
             torch.cat(labels),
             torch.cat(losses),
             torch.cat(floors),
+            torch.cat(floor_labels),
             torch.cat(found) if found and len(found) == len(hashes) else None,
         )
 
@@ -380,7 +384,6 @@ class Fit:
             labels = torch.cat([p.labels for p in parts])
             values = torch.cat([p.loss for p in parts])  # [N] or [N, G]
         require_ids(ids)
-        floor = torch.cat([p.floor_rows for p in parts]).median(dim=0).values  # [C]
         seconds = self.ledger.seconds["irreducible_loss"] - self._began
         self.ledger.counts.flops_irreducible_loss += self._flops
         return IrreducibleLossStore.from_tensor(
@@ -401,10 +404,22 @@ class Fit:
                 "updates": self._updates,
                 "flops": self._flops,
                 "seconds": seconds,
-                "noise_floor": floor.tolist(),
             }
+            | _noise(parts)
             | header,
         )
+
+
+def _noise(parts: list[Scores]) -> dict[str, Any]:
+    """Entries of a header: medians per class, and what is learned of labels that are classes."""
+    rows = torch.cat([p.floor_rows for p in parts])  # [M, C]
+    labels = torch.cat([p.floor_labels for p in parts])
+    medians = rows.median(dim=0).values.tolist()
+    classes = labels.dim() == 1 and rows.dim() == 2 and not labels.is_floating_point()
+    if not classes or int(labels.min()) < 0 or int(labels.max()) >= rows.shape[1]:
+        return {"noise_floor": medians}
+    learned = learned_noise(rows, labels)._asdict()
+    return {"noise_floor": medians, "learned_noise": {k: v.tolist() for k, v in learned.items()}}
 
 
 def candidate_batches(dataset: Any, batch_size: int, *, shuffle: bool, **options: Any) -> Any:

@@ -44,7 +44,8 @@ def fit_irreducible_loss(
 
     Returns:
         A store with one loss per example of ``train``, its header saying how it was made, what
-        it cost, and ``noise_floor``: the median of p(k | x) over the train set, per class k.
+        it cost, ``noise_floor``: the median of p(k | x) over the train set, per class k, and
+        ``learned_noise``, which plans read, see ``reducible.floors.learned_noise``.
 
     Raises:
         DataError: an empty set, bad ids, or holdout and train set that share examples.

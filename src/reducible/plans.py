@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from reducible.files import replacing
+from reducible.floors import drop_below
 from reducible.labels import as_labels, as_tensor
 from reducible.stores import IrreducibleLossStore, ids_of, require_ids
 from reducible.types import ConfigurationError, DataError, StoreError, name_ids, require_between
@@ -30,15 +31,14 @@ def noise_floor_filter(
 ) -> Tensor:
     """Keep i where p_IL(y_i | x_i) ≥ multiple · m_{y_i}; [N] bool.
 
-    m_k is the median of p_IL(k | x) over the whole pool: what the model gives class k where it has
-    no reason to. A label that gets no more than a small multiple of that is most likely wrong; no
-    noise rate is needed, and a rare class has a low floor of its own. Of two classes of like size
-    each has a floor of about ½, and the multiple must be below 1.
+    m_k is what the model gives class k where it has no reason to, or somewhat more. A label that
+    gets no more than a small multiple of that is most likely wrong; no noise rate is needed, and a
+    rare class has a low floor of its own.
 
     Args:
         probability: [N] p_IL(y_i | x_i).
         labels: [N] int64.
-        floor: [C] m_k.
+        floor: [C] m_k, such as from ``reducible.floors.drop_below``.
         multiple: ≥ 0; 0 keeps everything.
     """
     return probability >= multiple * floor[labels]
@@ -133,13 +133,17 @@ class Plan:
             store: with one loss per example, from a holdout or cross-fitted.
             ids: [N] int64 of the train set; a list, range or NumPy array too.
             labels: [N] whole numbers of the same examples, such as ``train.targets``; the same.
-            noise_floor: [C] m_k; from the store's header where None.
-            multiple: of the noise floor under which a label is taken for wrong; 0 keeps all, and 2
-                drops most wrong labels and many hard ones. Of two classes, take less than 1.
+            noise_floor: [C] m_k, the same that labels are dropped below. If None, both come from
+                the store's header, where fitting wrote them: a floor for classes of any share, and
+                what to drop below, so that 1 % of any label at most is dropped unless the labels
+                are noisy. See ``reducible.floors.learned_noise``.
+            multiple: of that, under which a label is taken for wrong; 0 keeps all, and 2 drops
+                most wrong labels and many hard ones.
             exponent: of the sampling weights, ≥ 0; 0 weighs all alike. Validation data decides.
             offset: of the sampling weights, > 0.
 
-        Warns where little is kept, as it is where the model knows little of the labels.
+        Warns if little is kept, as it is if the model knows little of the labels; and if a label
+        has over half of the rows and the store, not made by fitting, has only medians.
 
         Raises:
             ConfigurationError: a setting that cannot work, or no noise floor to be had.
@@ -162,7 +166,8 @@ class Plan:
         order = given.argsort()
         given, classes = given[order].cpu(), classes[order].cpu()
         probability = _probability(store, given)  # [N]
-        keep = noise_floor_filter(probability, classes, floor, multiple=multiple)
+        below = floor if noise_floor is not None else _below(store, probability, classes, floor)
+        keep = noise_floor_filter(probability, classes, below, multiple=multiple)
         _check_kept(keep, multiple)
         weight = residual_weights(probability[keep], exponent=exponent, offset=offset)
         dropped = given[~keep][probability[~keep].argsort(stable=True)]
@@ -177,6 +182,7 @@ class Plan:
                 "examples": given.numel(),
                 "kept": int(keep.sum()),
                 "noise_floor": floor.tolist(),
+                "drop_below": (multiple * below).tolist(),
                 "wrong_share": float(wrong.mean()),
                 "wrong_share_kept": float((weight * wrong[keep]).mean()),
                 "by_class": _by_class(classes, keep, probability),
@@ -203,8 +209,8 @@ class Plan:
         if not float(floor.sum()) < 1.0:
             raise DataError(
                 f"the noise floors add up to {float(floor.sum()):.3g}: the irreducible-loss model "
-                "gives every class as much as it would by chance, or there are but two classes: "
-                "their floors are about ½. Fit it longer, or train with the plain loss."
+                "gives every class as much as it would by chance. Fit it longer, or train with the "
+                "plain loss."
             )
         return floor.float()
 
@@ -375,16 +381,37 @@ def _even_offsets(count: Tensor, *, generator: torch.Generator) -> Tensor:
 
 
 def _floor(store: IrreducibleLossStore, given: Tensor | None, classes: int) -> Tensor:
-    """[C] float64 m_k."""
-    floor = store.header.get("noise_floor") if given is None else given
+    """[C] float64 m_k: as given, as learned, or the header's medians."""
+    header: dict[str, Any] = {"floor": store.header.get("noise_floor")}
+    floor = (header | store.header.get("learned_noise", {}))["floor"] if given is None else given
     if floor is None:
         raise ConfigurationError(
             "the store's header has no noise floor (it was not made by fitting): pass "
-            "noise_floor=[C], the median of p(k | x) per class over the pool."
+            "noise_floor=[C], per class the median of p(k | x) over rows of other classes."
         )
     floor = torch.as_tensor(floor, dtype=torch.float64)
     if floor.dim() != 1 or floor.numel() < classes:
         raise ConfigurationError(f"a noise floor of shape {tuple(floor.shape)}, {classes} classes.")
+    return floor
+
+
+def _below(
+    store: IrreducibleLossStore, probability: Tensor, labels: Tensor, floor: Tensor
+) -> Tensor:
+    """[C] float64: what fitting learned to drop below; the floor if it learned nothing."""
+    learned = store.header.get("learned_noise")
+    if learned is not None:
+        cut, share = (torch.tensor(learned[name], dtype=torch.float64) for name in ("cut", "share"))
+        return drop_below(probability, labels, cut, share)
+    count = torch.bincount(labels)
+    if 2 * int(count.max()) > labels.numel():
+        warnings.warn(
+            f"class {int(count.argmax())} has {int(count.max())} of {labels.numel()} labels, and "
+            "the store's header has medians of p(k | x) alone, which is no noise floor for a class "
+            "of more than half of the rows: right labels are dropped. Fit the irreducible losses "
+            "again, or pass noise_floor=.",
+            stacklevel=3,
+        )
     return floor
 
 
@@ -405,8 +432,8 @@ def _check_kept(keep: Tensor, multiple: float) -> None:
     if kept == 0:
         raise ConfigurationError(
             f"multiple={multiple} of the noise floor drops all {examples} examples: the "
-            "irreducible-loss model knows nothing of these labels, or there are but two classes, "
-            "whose floor is about ½. Fit it longer, or lower multiple (below 1 for two classes)."
+            "irreducible-loss model knows nothing of these labels. Fit it longer, or lower "
+            "multiple."
         )
     if kept < _FEW * examples:
         warnings.warn(

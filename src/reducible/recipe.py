@@ -83,7 +83,7 @@ class Recipe(_Kept):
             (Zhang & Sabuncu 2018), as robust baselines; or that with the plan's noise floor, see
             ``noise_floor_loss``.
         plan: what irreducible losses decide before training, see Plan.
-        plan_multiple: of the noise floor; below 1 for sentences, see ``noise_floor_filter``.
+        plan_multiple: of the noise floor, see ``noise_floor_filter``.
         plan_exponent: of the sampling weights.
         scorer: the same, for a co-trained scorer; none where empty.
         distil: the scorer learns what the model predicts, in place of the labels.

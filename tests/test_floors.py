@@ -1,0 +1,172 @@
+"""Noise floors: by hand, and on exact posteriors of any prior, clean and with wrong labels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from reducible.data import flip_labels
+from reducible.floors import drop_below, learned_noise
+
+
+def _posterior(
+    prior: Tensor, rows: int, apart: float, seed: int
+) -> tuple[Tensor, Tensor, torch.Generator]:
+    """[N, C] exact p(k | x) of Gaussians ``apart`` from the origin, each its own way, and [N] k."""
+    g = torch.Generator().manual_seed(seed)
+    truth = torch.multinomial(prior, rows, replacement=True, generator=g)
+    x = torch.randn(rows, len(prior), generator=g, dtype=torch.float64)
+    x[torch.arange(rows), truth] += apart
+    return (prior.double().log() + apart * x).softmax(1), truth, g
+
+
+def _with_flips(clean: Tensor, share: float) -> Tensor:
+    """[N, C] exact p(label = k | x), a share of the labels moved to any other class."""
+    return (1 - share) * clean + share * (1 - clean) / (clean.shape[1] - 1)
+
+
+def _prior(classes: int, largest: float) -> Tensor:
+    """[C]: one class of a share, the others alike."""
+    rest = (1.0 - largest) / (classes - 1)
+    return torch.tensor([largest] + [rest] * (classes - 1))
+
+
+def _dropped(p: Tensor, labels: Tensor) -> Tensor:
+    """[N] bool, by what the rows themselves teach."""
+    learned, own = learned_noise(p, labels), p[torch.arange(len(p)), labels]
+    return own < drop_below(own, labels, learned.cut, learned.share)[labels]
+
+
+PRIORS = st.one_of(
+    st.tuples(st.just(2), st.sampled_from([0.5, 0.6, 0.75, 0.9, 0.95, 0.99])),
+    st.tuples(st.sampled_from([3, 4, 10, 30]), st.sampled_from([0.0, 0.4, 0.6, 0.9])),
+).map(lambda found: (found[0], max(found[1], 1 / found[0])))
+
+
+@settings(deadline=None, max_examples=60)
+@given(prior=PRIORS, apart=st.floats(1.5, 5.0), seed=st.integers(0, 10**6))
+def test_clean_labels_of_any_prior_stay(prior: tuple[int, float], apart: float, seed: int) -> None:
+    """At most 1 % of any class with more than 100 examples is dropped, however they overlap."""
+    p, labels, _ = _posterior(_prior(*prior), 4000, apart, seed)
+    dropped = _dropped(p, labels)
+    for k in range(prior[0]):
+        own = labels == k
+        if int(own.sum()) > 100:
+            assert int((dropped & own).sum()) <= 0.01 * int(own.sum())
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    prior=PRIORS,
+    share=st.sampled_from([0.1, 0.2, 0.4]),
+    apart=st.floats(3.0, 5.0),
+    seed=st.integers(0, 10**6),
+)
+def test_flips_are_found_whatever_the_prior(
+    prior: tuple[int, float], share: float, apart: float, seed: int
+) -> None:
+    """As many as medians over all rows find, but for chance, and without a class's right half."""
+    classes = prior[0]
+    assume(share < 0.4 or classes > 2 or apart > 4)  # where 0.4 and 0.6 are told apart
+    clean, truth, g = _posterior(_prior(*prior), 4000, apart, seed)
+    p = _with_flips(clean, share)
+    labels = flip_labels(truth, share, num_classes=classes, generator=g).targets
+    wrong, dropped = labels != truth, _dropped(p, labels)
+    by_median = p[torch.arange(4000), labels] < p.median(0).values[labels]
+    found = int((dropped & wrong).sum())
+    assert found >= 0.97 * int((by_median & wrong).sum())
+    assert found >= 0.45 * int(wrong.sum())
+    assert int((dropped & ~wrong).sum()) <= 0.15 * int((~wrong).sum())
+
+
+def test_a_class_of_half_the_rows_by_hand() -> None:
+    """Ten of 40 rows of class 1 are labelled 0, two of 60 of class 0 are labelled 1."""
+    p0 = torch.cat([torch.linspace(0.8, 0.85, 60), torch.linspace(0.2, 0.25, 40)]).double()
+    p = torch.stack([p0, 1 - p0], dim=1)
+    labels = torch.tensor([0] * 58 + [1, 1] + [0, 1, 1, 1] * 10)
+    learned = learned_noise(p, labels)
+    # of class 0's rows alone, and of class 1's
+    assert learned.floor.tolist() == pytest.approx([0.2 + 0.05 * 19 / 39, 0.15 + 0.05 * 29 / 59])
+    assert learned.cut.tolist() == pytest.approx([0.8 + 0.05 * 9 / 59, 0.2])
+    # three in the lowest tenths, which may be chance: no sign of noise
+    assert learned.share.tolist() == [0.01, 0.01]
+    often = learned_noise(p.repeat(100, 1), labels.repeat(100))  # 300, which are none
+    prior = 2 / (700 / 5000)  # rows in which two labels are expected, at the rate of both halves
+    rates = [502 / (2000 + prior), 202 / (3000 + prior)]
+    expected = [1.5 * rates[0] * 4000 / 6800, 1.5 * rates[1] * 6000 / 3200]
+    assert often.share.tolist() == pytest.approx(expected)
+
+
+def test_dropping_below_by_hand() -> None:
+    """A cut of 0.5 where 40 % may go, then where all may; the least two of five lie below 0.3."""
+    p = torch.tensor([0.1, 0.3, 0.9, 0.2, 0.4, 0.6, 0.7], dtype=torch.float64)
+    labels = torch.tensor([0, 0, 0, 0, 0, 2, 2])
+    cut = torch.tensor([0.5, 0.5, 0.5], dtype=torch.float64)
+    some = drop_below(p, labels, cut, torch.tensor([0.4, 0.4, 0.4]))
+    assert some.tolist() == [0.3, 0.5, 0.5]  # class 1 has no rows
+    assert drop_below(p, labels, cut, torch.ones(3)).tolist() == [0.5, 0.5, 0.5]
+    assert drop_below(p, labels, cut, torch.zeros(3)).tolist() == [0.1, 0.5, 0.5]
+
+
+def test_many_classes_of_like_size_keep_their_medians() -> None:
+    clean, truth, g = _posterior(torch.full((10,), 0.1), 4000, 3.0, 0)
+    labels = flip_labels(truth, 0.2, num_classes=10, generator=g).targets
+    p = _with_flips(clean, 0.2)
+    learned = learned_noise(p, labels)
+    for found in (learned.floor, learned.cut):
+        torch.testing.assert_close(found, p.median(0).values)
+    by_median = p[torch.arange(4000), labels] < p.median(0).values[labels]
+    assert torch.equal(_dropped(p, labels), by_median)
+
+
+def test_the_share_of_wrong_labels_of_each_class_is_learned() -> None:
+    """Up to half more than the truth, for a class of nine in ten and for the other."""
+    clean, truth, g = _posterior(_prior(2, 0.9), 20_000, 4.0, 1)
+    labels = flip_labels(truth, 0.2, num_classes=2, generator=g).targets
+    share = learned_noise(_with_flips(clean, 0.2), labels).share
+    for k in range(2):
+        assert float(share[k]) == pytest.approx(
+            1.5 * float((truth != k)[labels == k].double().mean()), rel=0.15
+        )
+
+
+def test_wrong_labels_of_one_class_alone_are_found() -> None:
+    """Three in ten of the positives, a tenth of all, are labelled negative."""
+    clean, truth, g = _posterior(_prior(2, 0.9), 10_000, 4.0, 2)
+    missed = (truth == 1) & (torch.rand(10_000, generator=g) < 0.3)
+    p = torch.stack([clean[:, 0] + 0.3 * clean[:, 1], 0.7 * clean[:, 1]], dim=1)
+    dropped = _dropped(p, torch.where(missed, 0, truth))
+    assert int((dropped & missed).sum()) >= 0.8 * int(missed.sum())
+    assert int((dropped & ~missed).sum()) <= 0.02 * 10_000
+
+
+def test_systematic_wrong_labels_are_found_by_a_model_of_clean_ones() -> None:
+    """Class k becomes k + 4 of a ring of ten, and k + 5 is always less likely than that."""
+    g = torch.Generator().manual_seed(3)
+    truth = torch.randint(10, (20_000,), generator=g)
+    x = truth + 0.2 * torch.randn(20_000, generator=g, dtype=torch.float64)
+    apart = (x.unsqueeze(1) - torch.arange(10)).abs()  # [N, C]
+    p = (-(torch.minimum(apart, 10 - apart) ** 2) / 0.08).softmax(1)
+    wrong = torch.rand(20_000, generator=g) < 0.3
+    labels = torch.where(wrong, (truth + 4) % 10, truth)
+    dropped = _dropped(p, labels)
+    assert int((dropped & wrong).sum()) >= 0.4 * int(wrong.sum())
+    assert int((dropped & ~wrong).sum()) <= 0.01 * 20_000
+
+
+def test_what_cannot_be_told_is_kept() -> None:
+    """Rows of one class; a class that is never predicted; outputs without a label."""
+    sure = torch.tensor([[0.9, 0.07, 0.03]], dtype=torch.float64).repeat(500, 1)
+    sure[:, 0] -= torch.linspace(0, 0.1, 500, dtype=torch.float64)
+    alone = torch.zeros(500, dtype=torch.int64)
+    assert learned_noise(sure, alone).share.tolist() == [0.0, 0.01, 0.01]
+    assert not bool(_dropped(sure, alone).any())
+    single = torch.ones(500, 1, dtype=torch.float64)
+    assert learned_noise(single, alone).share.tolist() == [0.0]
+    assert not bool(_dropped(single, alone).any())
+    rare = alone.clone()
+    rare[:3] = 1
+    assert not bool(_dropped(sure, rare).any())
