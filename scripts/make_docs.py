@@ -19,6 +19,7 @@ from reducible.report.equal_time import (
     table,
 )
 from reducible.report.equal_time_picture import plot_overview
+from reducible.report.noise_floor import noise_floor_table
 from reducible.report.online import Study, block, titles_list
 from reducible.report.scoring import accuracy_table, cost_table
 from reducible.report.studies import demo_table, newest_results, replace_block
@@ -121,10 +122,17 @@ def scoring() -> None:
         replace_block(page, f"accuracy-{study}", table)
 
 
+def noise_floor() -> None:
+    """What plans drop of clean and of flipped labels."""
+    fits = newest_results(ROOT / "results", "noise-floor")["fits"]
+    replace_block(ROOT / "docs" / "noise-floor.md", "noise-floor", noise_floor_table(fits))
+
+
 if __name__ == "__main__":
     equal_time()
     online()
     scoring()
+    noise_floor()
     write_pages(ROOT / "docs" / "methods")
     demo = demo_table(ROOT / "results", DEMO, baseline="demo/uniform")
     replace_block(ROOT / "README.md", "demo", demo)

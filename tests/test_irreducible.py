@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 import reducible as rd
 from reducible.data import TensorSet
+from reducible.floors import learned_noise
 from reducible.irreducible import assign_folds
 from reducible.stores import fingerprint
 from reducible.tasks import Outputs, Task
@@ -479,6 +480,47 @@ def test_the_noise_floor_is_the_median_probability_of_each_class() -> None:
     with torch.no_grad():
         p = models[0].eval()(data.x[20:]).softmax(1)
     assert store.header["noise_floor"] == pytest.approx(p.median(0).values.tolist(), abs=1e-6)
+
+
+def test_what_plans_need_is_learned_of_the_rows_that_no_model_trained_on() -> None:
+    data, models = Numbered(), list[Spy]()
+    store = rd.cross_fit_irreducible_loss(_makes(models), rd.WithIds(data), epochs=1, **QUIET)
+    folds = [torch.tensor(sorted(set(model.scored))) for model in models]
+    with torch.no_grad():
+        p = torch.cat([m.eval()(data.x[f]).softmax(1) for m, f in zip(models, folds, strict=True)])
+    learned = learned_noise(p, data.targets[torch.cat(folds)])
+    for name, expected in learned._asdict().items():
+        assert store.header["learned_noise"][name] == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+class _Several(Task):
+    """Targets of a column each: squared errors, summed over the columns."""
+
+    def targets(self, batch: Any) -> Tensor:
+        return batch[1]
+
+    def forward(self, model: nn.Module, batch: Any, *, features: bool = False) -> Outputs:
+        return Outputs(model(batch[0]), None)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return (logits - targets.view(len(targets), -1)).square().sum(1)
+
+
+@pytest.mark.parametrize("columns", [None, 1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_of_targets_that_are_no_classes_no_noise_is_learned(
+    columns: int | None, dtype: torch.dtype
+) -> None:
+    shape = (60,) if columns is None else (60, columns)
+    targets = torch.arange(60 * (columns or 1)).view(shape).to(dtype)
+    data = TensorDataset(torch.randn(60, 4, generator=torch.Generator().manual_seed(0)), targets)
+    everything = rd.WithIds(data)
+    parts = Subset(everything, range(20)), Subset(everything, range(20, 60))
+    store = rd.fit_irreducible_loss(
+        lambda: nn.Linear(4, columns or 1), *parts, task=_Several(), epochs=1, **QUIET
+    )
+    assert "learned_noise" not in store.header
+    assert len(store.header["noise_floor"]) == (columns or 1)
 
 
 def test_only_fitting_is_charged() -> None:

@@ -405,20 +405,20 @@ class Fit:
                 "flops": self._flops,
                 "seconds": seconds,
             }
-            | _noise(parts)
+            | _noise(parts, columns=columns)
             | header,
         )
 
 
-def _noise(parts: list[Scores]) -> dict[str, Any]:
-    """Entries of a header: medians per class, and what is learned of labels that are classes."""
+def _noise(parts: list[Scores], *, columns: bool) -> dict[str, Any]:
+    """Entries of a header: medians per class, and what plans need if labels are classes."""
     rows = torch.cat([p.floor_rows for p in parts])  # [M, C]
     labels = torch.cat([p.floor_labels for p in parts])
     medians = rows.median(dim=0).values.tolist()
-    classes = labels.dim() == 1 and rows.dim() == 2 and not labels.is_floating_point()
-    if not classes or int(labels.min()) < 0 or int(labels.max()) >= rows.shape[1]:
+    classes = parts[0].loss.dim() == 1 == labels.dim() and not labels.is_floating_point()
+    if columns or not classes or int(labels.min()) < 0 or int(labels.max()) >= rows.shape[1]:
         return {"noise_floor": medians}
-    learned = learned_noise(rows, labels)._asdict()
+    learned = learned_noise(rows, labels.long())._asdict()
     return {"noise_floor": medians, "learned_noise": {k: v.tolist() for k, v in learned.items()}}
 
 
