@@ -96,7 +96,7 @@ def test_a_class_of_half_the_rows_by_hand() -> None:
     often = learned_noise(p.repeat(100, 1), labels.repeat(100))  # 300, which are none
     prior = 2 / (700 / 5000)  # rows in which two labels are expected, at the rate of both halves
     rates = [502 / (2000 + prior), 202 / (3000 + prior)]
-    expected = [1.5 * rates[0] * 4000 / 6800, 1.5 * rates[1] * 6000 / 3200]
+    expected = [1.75 * rates[0] * 4000 / 6800, 1.75 * rates[1] * 6000 / 3200]
     assert often.share.tolist() == pytest.approx(expected)
 
 
@@ -123,14 +123,13 @@ def test_many_classes_of_like_size_keep_their_medians() -> None:
 
 
 def test_the_share_of_wrong_labels_of_each_class_is_learned() -> None:
-    """Up to half more than the truth, for a class of nine in ten and for the other."""
+    """Three quarters more than the truth, for a class of nine in ten and for the other."""
     clean, truth, g = _posterior(_prior(2, 0.9), 20_000, 4.0, 1)
     labels = flip_labels(truth, 0.2, num_classes=2, generator=g).targets
     share = learned_noise(_with_flips(clean, 0.2), labels).share
     for k in range(2):
-        assert float(share[k]) == pytest.approx(
-            1.5 * float((truth != k)[labels == k].double().mean()), rel=0.15
-        )
+        wrong = float((truth != k)[labels == k].double().mean())
+        assert float(share[k]) == pytest.approx(min(1.0, 1.75 * wrong), rel=0.15)
 
 
 def test_wrong_labels_of_one_class_alone_are_found() -> None:

@@ -13,7 +13,7 @@ _NOISE = 0.03  # share of labels found there that is a sign of noise
 _DEVIATIONS = 2.0  # standard deviations by which a count is lowered before it is a sign
 _OVERCONFIDENT = 3.0  # times what a model expects to find may be its own mistake
 _PRIOR = 2.0  # pseudo-counts, at the rate of all labels
-_SLACK = 1.5  # over the estimate, so that few wrong labels are missed
+_SLACK = 1.75  # over the estimate, so that few wrong labels are missed
 _ALWAYS = 0.01  # of a label that may be dropped without a sign of noise
 
 
@@ -51,9 +51,9 @@ def learned_noise(probability: Tensor, labels: Tensor) -> LearnedNoise:
     expects, as under a model of clean labels. A label is noisy by itself if it is the label of
     more than 3 % of its lowest tenth.
 
-    Of a noisy label, the share in the lowest half is the share in all those rows, and half as many
-    again may be dropped. Of any other label, 1 % may be; nothing if the model takes all rows for
-    its class.
+    Of a noisy label, the share in the lowest half is the share in all those rows, and three
+    quarters more may be dropped. Of any other label, 1 % may be; nothing if the model takes all
+    rows for its class.
 
     The floor is the median of p(k | x) over all rows as long as no label has over a fifth of them,
     and over the rows of other classes otherwise. The cut is the same median, or the quantile
