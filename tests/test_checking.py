@@ -21,6 +21,7 @@ SMALL = {
     "steps": "12",
     "evaluate_every": "4",
     "irreducible_epochs": "1",
+    "plan": "filter",
 }
 
 

@@ -21,7 +21,7 @@ _ABOVE_LOOP = (
     "types files seals checkpoints streams schedules scores picks structure selectors labels "
     "fetching copies floors stores tasks measure scorers ledger fitting irreducible plans gate "
     "distributed loaders workers reader group_holdout measuring epochs seeds passes chosen "
-    "hindsight gating assembly"
+    "hindsight gating assembly states"
 )
 _ABOVE_RUN = f"{_ABOVE_LOOP} loop logs arrow_logs records info_records data models encoders"
 
@@ -54,7 +54,7 @@ ALLOWED = {
         "types checkpoints copies floors structure stores tasks scorers measure ledger loaders "
         "fitting"
     ),
-    "plans": "types files floors labels stores",
+    "plans": "types checkpoints floors labels stores",
     "gate": "types",
     "distributed": "types picks",
     "group_holdout": "types structure stores tasks measure",
@@ -69,6 +69,7 @@ ALLOWED = {
         "types stores tasks selectors scorers measure ledger loaders group_holdout measuring "
         "epochs gate gating passes"
     ),
+    "states": "types selectors stores measure loaders",
     "loop": _ABOVE_LOOP,
     "tally": "types",
     "logs": "types files seals",  # types inside functions only: see the test below

@@ -252,10 +252,10 @@ def _flip(path: Path, place: float, bit: int = 1) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        ({"checkpoint-24.safetensors": 0.7}, ["checkpoint-24.safetensors is no checkpoint as"]),
+        ({"checkpoint-24.safetensors": 0.7}, ["checkpoint-24.safetensors is not as"]),
         (
             {"checkpoint-24.safetensors": 0.3, "checkpoint-16.safetensors": 0.5},
-            ["checkpoint-24.safetensors is no", "checkpoint-16.safetensors is no"],
+            ["checkpoint-24.safetensors is not", "checkpoint-16.safetensors is not"],
         ),
         ({"picks.arrow": 0.4}, [r"picks.arrow in .* changed since checkpoint-24", "checkpoint-16"]),
         ({"metrics.jsonl": 0.1}, ["metrics.jsonl in .* changed since checkpoint-24", "point-16"]),

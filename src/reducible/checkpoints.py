@@ -42,16 +42,21 @@ def save(folder: Path, state: Mapping[str, Any], *, step: int, keep: int = 2) ->
     require_between("keep", keep, 1, whole=True)
     require_between("step", step, 0, whole=True)
     path = folder / f"checkpoint-{step}.safetensors"
-    data = packed(state)
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        file.write(data)
+    write(path, state)
     for old in saved(folder)[keep:]:
         old.unlink(missing_ok=True)
     return path
 
 
+def write(path: Path, state: Mapping[str, Any]) -> None:
+    """Write ``state`` to ``path``; see ``save``."""
+    data = packed(state)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(data)
+
+
 def load(path: Path) -> dict[str, Any]:
-    """What ``save`` wrote, tensors on the CPU; raises ReducibleError if the file is not that."""
+    """What ``save`` or ``write`` wrote, tensors on the CPU; raises ReducibleError if not that."""
     try:
         return unpacked(path.read_bytes())
     except ValueError as error:
@@ -84,7 +89,7 @@ def packed(state: Mapping[str, Any]) -> bytes:
 def unpacked(data: bytes) -> dict[str, Any]:
     """The state in ``data``; raises ValueError saying what is wrong with it."""
     if not Seals().holds(data):
-        raise ValueError("no checkpoint as it was written: its checksum is missing or differs")
+        raise ValueError("not as it was written: its checksum is missing or differs")
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     return _unpack(json.loads(header["__metadata__"]["state"]), load_tensors(data))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, Literal, final
 
 import torch
@@ -28,10 +29,17 @@ from reducible.passes import CandidatePasses, blindly
 from reducible.scorers import CoTrained
 from reducible.seeds import stream_seed
 from reducible.selectors import Choice, Selector
+from reducible.states import VERSION, belongings, require_belongs, require_counts, require_keys
 from reducible.stores import IrreducibleLossStore
 from reducible.structure import gather
 from reducible.tasks import Classification, Task, per_example
-from reducible.types import Candidates, SelectionError, name_ids
+from reducible.types import (
+    Candidates,
+    ConfigurationError,
+    ReducibleError,
+    SelectionError,
+    name_ids,
+)
 
 
 def weighted_mean(per_example_loss: Tensor, weight: Tensor, *, ids: Tensor | None = None) -> Tensor:
@@ -216,6 +224,22 @@ class SelectingLoader:
         self._step = 0  # batches handed out, over all passes
         self._waiting: list[Part] = []  # chosen from the last candidate batch, not handed out
         self._hindsight = Hindsight(selector, self._measuring, self.ledger)
+        self._own: dict[str, Any] | None = None  # what states belong to, once one was asked for
+        self._describe = partial(
+            belongings,
+            loader=loader,
+            keep=keep,
+            seed=seed,
+            selector=selector,
+            shadows=self._shadows,
+            scoring=self._scoring,
+            task=self._task,
+            store=store,
+            scorer=scorer,
+            irreducible_model=irreducible_model,
+            group_holdout=group_holdout,
+            gate=self.gate,
+        )
         self.train_flops_per_example: float | None = None
         """Set it if measured: part of the state. Otherwise three scoring forwards are counted."""
 
@@ -415,6 +439,8 @@ class SelectingLoader:
         """
         self._hindsight.tell()
         return {
+            "version": VERSION,
+            "of": dict(self._belongs_to()),
             "step": self._step,
             "passes": self._passes.state_dict(again=bool(self._waiting)),
             "waiting": [part.state_dict() for part in self._waiting],
@@ -427,7 +453,34 @@ class SelectingLoader:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``: the next iteration continues the pass it was taken in."""
+        """Go on from ``state``: the next iteration continues the pass it was taken in.
+
+        Raises:
+            ConfigurationError: the state is of another loop (the difference is named), of another
+                version, or damaged. The loop then is as it was.
+        """
+        require_belongs(state, self._belongs_to())
+        require_counts(state, "step")
+        before = self.state_dict()
+        require_keys(state, before, "passes", "measuring", "ledger")
+        try:
+            self._take_over(state)
+        except ReducibleError:
+            self._take_over(before)
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            self._take_over(before)
+            raise ConfigurationError(
+                f"the state is damaged or was made by hand ({type(error).__name__}: {error}). "
+                "Nothing was taken over. Resume from another one, or start anew."
+            ) from error
+
+    def _belongs_to(self) -> dict[str, Any]:
+        if self._own is None:
+            self._own = self._describe()
+        return self._own
+
+    def _take_over(self, state: Mapping[str, Any]) -> None:
         self._hindsight.forget()
         self._step = state["step"]
         self._passes.load_state_dict(state["passes"])

@@ -27,7 +27,13 @@ from reducible.seeds import stream_seed
 from reducible.selectors import Selector
 from reducible.stores import has_distinct_ids, refuse_keys, require_ids
 from reducible.structure import to_device
-from reducible.types import Candidates, ConfigurationError, DataError, Evidence
+from reducible.types import (
+    Candidates,
+    ConfigurationError,
+    DataError,
+    Evidence,
+    require_between,
+)
 
 
 class Draw(Protocol):
@@ -237,7 +243,15 @@ class CandidatePasses:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The next walk continues the pass that ``state`` was taken in."""
+        """The next walk continues the pass that ``state`` was taken in.
+
+        Raises:
+            ConfigurationError: the state is not one of a pass.
+        """
+        for name, least in (("epoch", -1), ("position", 0)):
+            require_between(f"{name} in the state", state[name], least, whole=True)
+        if state["n_candidates"] is not None:
+            require_between("n_candidates in the state", state["n_candidates"], 1, whole=True)
         self.epoch = state["epoch"]
         self._position = state["position"]
         size = self._n_candidates = state["n_candidates"]

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from reducible.files import replacing
+from reducible import checkpoints
 from reducible.floors import drop_below
 from reducible.labels import as_labels, as_tensor
 from reducible.stores import IrreducibleLossStore, ids_of, require_ids
-from reducible.types import ConfigurationError, DataError, StoreError, name_ids, require_between
+from reducible.types import (
+    ConfigurationError,
+    DataError,
+    ReducibleError,
+    StoreError,
+    name_ids,
+    require_between,
+)
 
-_FORMAT = "reducible.plan.1"
+_FORMAT = "reducible.plan.2"
 _FEW = 0.4  # a plan that keeps a smaller share says so
 
 
@@ -276,24 +281,28 @@ class Plan:
             )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan as one safetensors file; whole or not at all."""
-        tensors = {"ids": self.ids, "weight": self.weight, "dropped": self.dropped}
-        metadata = {"format": _FORMAT, "report": json.dumps(dict(self.report))}
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+        """Write the plan as one safetensors file with a checksum; whole or not at all."""
+        checkpoints.write(
+            Path(path),
+            {
+                "format": _FORMAT,
+                "ids": self.ids,
+                "weight": self.weight,
+                "dropped": self.dropped,
+                "report": dict(self.report),
+            },
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
-        """Read a saved plan; raises StoreError where the file is none."""
+        """Read a saved plan; raises StoreError if the file is not what ``save`` wrote."""
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
-                    raise StoreError(f"{path} is no saved plan: {metadata.get('format')!r}.")
-                parts = {name: file.get_tensor(name) for name in ("ids", "weight", "dropped")}
-        except SafetensorError as error:
-            raise StoreError(f"{path} is damaged ({error}); make the plan again.") from error
-        return cls(**parts, report=json.loads(metadata["report"]))
+            parts = checkpoints.load(Path(path))
+        except ReducibleError as error:
+            raise StoreError(f"{error} Make the plan again.") from error
+        if parts.pop("format", None) != _FORMAT:
+            raise StoreError(f"{path} is no saved plan. Name the file that Plan.save wrote.")
+        return cls(**parts)
 
 
 @final
