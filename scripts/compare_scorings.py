@@ -17,13 +17,12 @@ from torch import nn
 import reducible as rd
 from reducible.fidelity import Fidelity, Way, fidelity
 from reducible.models import MODELS
+from reducible.provenance import current_commit, versions
 from reducible.recipe import Recipe
 from reducible.recipes import recipe
 from reducible.records import write_json
-from reducible.run import versions
 from reducible.seeds import stream_seed
 from reducible.splits import Splits, make_splits
-from reducible.sweep import current_commit
 
 RESULTS = Path(__file__).parent.parent / "results" / "fidelity"
 DEMO = recipe("demo/rho")

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 import reducible as rd
 from reducible.data import EMBEDDED, TensorSet, fashion_mnist, flip_labels
+from reducible.provenance import current_commit, versions
 from reducible.records import write_json
-from reducible.run import versions
-from reducible.sweep import current_commit
 
 RESULTS = Path(__file__).parent.parent / "results" / "noise-floor"
 FLIPS = (0.0, 0.1, 0.2, 0.4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,9 @@ def test_the_new_file_takes_the_place_of_the_old_one_only_when_flushed(
     flush, rename = os.fsync, os.replace
 
     def fsync(descriptor: int) -> None:
-        order.append(f"flush of {os.fstat(descriptor).st_size} bytes")
+        found = os.fstat(descriptor)
+        folder = stat.S_ISDIR(found.st_mode)
+        order.append("flush of the folder" if folder else f"flush of {found.st_size} bytes")
         flush(descriptor)
 
     def replace(source: Any, target: Any) -> None:
@@ -85,7 +88,8 @@ def test_the_new_file_takes_the_place_of_the_old_one_only_when_flushed(
     with replacing(path) as temporary:
         assert temporary.parent == path.parent  # a rename across disks is no rename
         temporary.write_bytes(b"newer")
-    assert order == ["flush of 5 bytes", "rename"]
+    folder = ["flush of the folder"] if hasattr(os, "O_DIRECTORY") else []
+    assert order == ["flush of 5 bytes", "rename", *folder]
     assert _contents(tmp_path) == {"result.json": b"newer"}
 
 

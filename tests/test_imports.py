@@ -28,7 +28,7 @@ _ABOVE_RUN = f"{_ABOVE_LOOP} loop logs arrow_logs records info_records data mode
 # Module or folder → what it may import of ours. Top to bottom: only what stands above it.
 ALLOWED = {
     "types": "",
-    "files": "",
+    "files": "types",  # inside functions only: see the test below
     "seals": "",
     "checkpoints": "types files seals",
     "schedules": "",
@@ -84,9 +84,11 @@ ALLOWED = {
     "splits": "types data models encoders irreducible recipe seeds",
     "ingredients": f"{_ABOVE_LOOP} data models recipe splits",
     "evaluation": "tasks measure data",
-    "run": f"{_ABOVE_RUN} tally recipe splits ingredients evaluation",
+    "stopping": "",
+    "provenance": "",
+    "run": f"{_ABOVE_RUN} stopping provenance tally recipe splits ingredients evaluation",
     "checking": f"{_ABOVE_RUN} ingredients recipe run",
-    "sweep": f"{_ABOVE_RUN} recipe run",
+    "sweep": f"{_ABOVE_RUN} provenance recipe run",
     "recipes": f"{_ABOVE_RUN} recipe run",
     "break_even": "types structure stores tasks measure",
     "fidelity": (
@@ -95,7 +97,7 @@ ALLOWED = {
     "bench": f"{_ABOVE_RUN} run break_even fidelity",
     "pages": "types measure selectors",
     "report": "records info_records",
-    "demo": f"{_ABOVE_RUN} run recipes report",
+    "demo": f"{_ABOVE_RUN} provenance run recipes report",
     "cli": "*",
     "__main__": "cli",
 }

@@ -84,6 +84,13 @@ def test_all_runs_are_there_and_complete(swept: Any) -> None:
             assert not checkpoints.saved(folder)
 
 
+def test_runs_of_other_settings_are_no_results(swept: Any, tmp_path: Path) -> None:
+    work, _, _ = swept
+    changed = replace(TINY, learning_rate=0.5)
+    with pytest.raises(rd.ConfigurationError, match=r"had other settings \(learning_rate\)"):
+        collect(changed, [3], work=work, results=tmp_path, commit="abc")
+
+
 def test_a_run_of_a_sweep_is_the_run_alone(swept: Any, tmp_path: Path) -> None:
     work, _, _ = swept
     for recipe, seed in ((RHO, 3), (RHO, 4)):
@@ -110,7 +117,7 @@ def test_the_results_file_holds_what_tables_are_made_of(swept: Any) -> None:
         assert held["machine"]["threads_per_run"] == 1
         assert [run["seed"] for run in held["seeds"]] == [3, 4]
         for run in held["seeds"]:
-            assert set(run) == {"seed", "curve", "ledger", "summary"}
+            assert set(run) == {"seed", "commit", "curve", "ledger", "summary"}
             summary = read_json(work / recipe.name / str(run["seed"]) / "summary.json")
             assert run["curve"] == summary["curve"]
             assert run["ledger"] == summary["ledger"]

@@ -28,14 +28,30 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Errors that a user can mend are one message and exit status 2, without a traceback."""
+    """Errors that a user can mend are one line and exit status 2, without a traceback.
+
+    Warnings are a line, too; a run that a signal ends has the signal's status.
+    """
+    import warnings
+
+    from reducible.stopping import Stopped
     from reducible.types import ReducibleError
 
+    shown = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         yield
-    except (ReducibleError, FileNotFoundError) as error:
+    except (ReducibleError, OSError) as error:
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
         raise typer.Exit(2) from error
+    except Stopped as stopped:
+        typer.secho(
+            f"stopped by signal {stopped.number}; go on with `reducible resume`, or the same sweep",
+            err=True,
+        )
+        raise typer.Exit(int(str(stopped.code))) from stopped
+    finally:
+        warnings.formatwarning = shown
 
 
 def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
@@ -96,6 +112,9 @@ def run(
         Path | None,
         typer.Option("--baseline", help="Finished run whose final accuracy is the target."),
     ] = None,
+    checkpoint_every: Annotated[
+        int, typer.Option("--checkpoint-every", min=0, help="Updates between them; 0: none.")
+    ] = 500,
 ) -> None:
     """Run a recipe into a folder."""
     from reducible.recipes import recipe
@@ -108,7 +127,15 @@ def run(
         if wrong:
             raise ConfigurationError(f"--set takes KEY=VALUE, got {wrong[0]!r}.")
         chosen = recipe(name).with_settings({key: value for key, _, value in pairs})
-        task = Run(chosen, out, seed=seed, max_steps=max_steps, target=target, baseline=baseline)
+        task = Run(
+            chosen,
+            out,
+            seed=seed,
+            max_steps=max_steps,
+            target=target,
+            baseline=baseline,
+            checkpoint_every=checkpoint_every,
+        )
         summary = task.start()
         if task.target is not None:
             steps = summary["steps_to_target"]

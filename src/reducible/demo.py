@@ -7,10 +7,12 @@ from typing import Any
 
 from rich.progress import Progress
 
+from reducible.files import locked
+from reducible.provenance import versions
 from reducible.recipes import recipe
 from reducible.records import write_json
 from reducible.report.curves import plot_curves
-from reducible.run import Run, refuse_used_folder, versions, with_target
+from reducible.run import Run, refuse_used_folder, with_target
 
 DATASET = "Fashion-MNIST, embedded split"
 
@@ -36,7 +38,14 @@ def run_demo(
         max_steps: stop both runs earlier than their recipes do.
         progress: show bars.
     """
-    refuse_used_folder(out)
+    with locked(out):
+        refuse_used_folder(out)
+        return _run_both(out, seed, rho, max_steps, progress)
+
+
+def _run_both(
+    out: Path, seed: int, rho: str, max_steps: int | None, progress: bool
+) -> dict[str, Any]:
     runs: dict[str, dict[str, Any]] = {}
     with Progress(disable=not progress) as bar:
         for name, recipe_name in (("uniform", "demo/uniform"), ("rho", rho)):

@@ -26,6 +26,7 @@ from reducible.scorers import CoTrained
 from reducible.seeds import stream_seed
 from reducible.splits import Splits
 from reducible.stores import IrreducibleLossStore
+from reducible.types import StoreError
 
 STORE, PLAN, MODEL = "irreducible_loss.safetensors", "plan.safetensors", "irreducible.safetensors"
 
@@ -47,6 +48,13 @@ def irreducible_store(
         return None
     if (out / STORE).exists():
         store = IrreducibleLossStore.load(out / STORE)
+        judged = splits.scored if recipe.irreducible_from == "holdout" else splits.train
+        if not store.fingerprint:
+            raise StoreError(
+                f"{out / STORE} does not say of which data it is, so this run did not write it. "
+                "Remove it, and it is fitted again."
+            )
+        store.check_data(judged.ids, judged.targets)
         ledger.seconds["irreducible_loss"] += store.header["seconds"]
         ledger.counts.flops_irreducible_loss += store.header["flops"]
         return store

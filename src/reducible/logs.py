@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
-from reducible.files import replacing
+from reducible.files import naming, replacing
 from reducible.seals import Seals, digest
 
 if TYPE_CHECKING:
@@ -56,8 +56,9 @@ class SealedLog:
         sealed = seal(seals, record)
         rest = memoryview(sealed)
         try:
-            while rest:
-                rest = rest[self._file.write(rest) :]
+            with naming(self._path):
+                while rest:
+                    rest = rest[self._file.write(rest) :]
         except BaseException:
             self._file.truncate(self._end)
             raise

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.progress import Progress
@@ -20,6 +18,7 @@ from reducible import checkpoints, schedules
 from reducible.chosen import Chosen
 from reducible.data import TensorSet, TokenSet
 from reducible.evaluation import evaluate
+from reducible.files import locked
 from reducible.info_records import INFO, PICKS, StepWriter
 from reducible.ingredients import (
     MODEL,
@@ -34,6 +33,7 @@ from reducible.ledger import Ledger
 from reducible.logs import Mark, is_whole, mark_of
 from reducible.loop import SelectingLoader, weighted_mean
 from reducible.plans import noise_floor_loss
+from reducible.provenance import current_commit, versions
 from reducible.recipe import Recipe
 from reducible.records import (
     MetricsWriter,
@@ -44,6 +44,7 @@ from reducible.records import (
 )
 from reducible.seeds import stream_seed
 from reducible.splits import Splits, make_splits
+from reducible.stopping import Stopping, stopping
 from reducible.stores import IrreducibleLossStore
 from reducible.tally import Tally
 from reducible.types import ConfigurationError, ReducibleError, require_between
@@ -79,13 +80,13 @@ class Run:
         seed: of the split, the noise, the initialisation, the order and every choice.
         max_steps: stop earlier than the recipe does.
         progress: show bars (bool), or the rich Progress to show them in.
-        checkpoint_every: updates between checkpoints; 0: none.
+        checkpoint_every: updates between checkpoints; 0: none but when a signal ends the run.
         target: accuracy whose steps and seconds the summary counts, see ``records.summarise``.
         baseline: folder of a finished run, whose final accuracy is the target.
 
     Raises:
-        ConfigurationError: the folder holds a run already; the target is no share; or there is no
-            target to take from the baseline.
+        ConfigurationError: the folder holds a run already, or another process writes to it; the
+            target is no share; or there is no target to take from the baseline.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Run:
             require_between("target", self.target, 0.0, 1.0)
         self.steps = recipe.steps if max_steps is None else min(max_steps, recipe.steps)
         require_between("max_steps", self.steps, 1, whole=True)
+        require_between("checkpoint_every", checkpoint_every, 0, whole=True)
         self._progress = progress if isinstance(progress, Progress) else None
         self._show = progress is True
         self._checkpoint_every = checkpoint_every
@@ -117,9 +119,24 @@ class Run:
         self.curve: list[list[float]] = []
 
     def start(self, store: IrreducibleLossStore | None = None) -> dict[str, Any]:
-        """Train from the beginning; returns the summary."""
+        """Train from the beginning; returns the summary.
+
+        SIGTERM and SIGINT have it write a checkpoint and raise ``stopping.Stopped``, a SystemExit.
+        """
+        with locked(self.out):
+            return self._start(store)
+
+    def resume(self) -> dict[str, Any]:
+        """Go on from the last sound checkpoint, or from the start without one.
+
+        A checkpoint is sound if it is as it was written, and so are the logs up to it; of others is
+        warned. A finished run is left as it is; its summary is returned.
+        """
+        with locked(self.out):
+            return self._resume()
+
+    def _start(self, store: IrreducibleLossStore | None) -> dict[str, Any]:
         refuse_used_folder(self.out)
-        self.out.mkdir(parents=True, exist_ok=True)
         write_json(
             self.out / "config.json",
             {
@@ -130,17 +147,13 @@ class Run:
                 "target_accuracy": self.target,
                 "checkpoint_every": self._checkpoint_every,
                 "versions": versions(),
+                "commit": current_commit(),
             },
             sealed=True,
         )
         return self._go(store, checkpoint=None)
 
-    def resume(self) -> dict[str, Any]:
-        """Go on from the last sound checkpoint, or from the start without one.
-
-        A checkpoint is sound if it is as it was written, and so are the logs up to it; of others is
-        warned. A finished run is left as it is; its summary is returned.
-        """
+    def _resume(self) -> dict[str, Any]:
         if (self.out / "summary.json").exists():
             return read_json(self.out / "summary.json", sealed=True)
         checkpoint = newest_sound(self.out)
@@ -152,12 +165,13 @@ class Run:
     def _go(
         self, store: IrreducibleLossStore | None, checkpoint: dict[str, Any] | None
     ) -> dict[str, Any]:
-        with self._progress or Progress(disable=not self._show) as bar:
-            return self._train(bar, store, checkpoint)
+        with self._progress or Progress(disable=not self._show) as bar, stopping() as stop:
+            return self._train(bar, stop, store, checkpoint)
 
     def _train(
         self,
         bar: Progress,
+        stop: Stopping,
         store: IrreducibleLossStore | None,
         checkpoint: dict[str, Any] | None,
     ) -> dict[str, Any]:
@@ -205,13 +219,15 @@ class Run:
                 parts = _Parts(model, optimizer, batches, tally, floor)
                 if checkpoint is not None:
                     self.curve = parts.load(checkpoint)
-                self._loop(bar, parts, splits, metrics, steps)
+                with stop.later():
+                    self._loop(bar, stop, parts, splits, metrics, steps)
                 marks = _marks(steps, metrics)
         return self._finish(parts, marks)
 
     def _loop(
         self,
         bar: Progress,
+        stop: Stopping,
         parts: _Parts,
         splits: Splits,
         metrics: MetricsWriter,
@@ -246,9 +262,11 @@ class Run:
                     if batches.step % recipe.evaluate_every == 0 or batches.step == self.steps:
                         self._evaluate(parts, splits.test, metrics)
                     every = self._checkpoint_every
-                    if every and batches.step % every == 0 and batches.step < self.steps:
+                    due = stop.asked or (every and batches.step % every == 0)
+                    if due and batches.step < self.steps:
                         state = parts.state(self.curve) | {"logs": _marks(steps, metrics)}
                         checkpoints.save(self.out, state, step=batches.step)
+                        stop.raise_if_asked()
                 if batches.step == self.steps:
                     break
 
@@ -424,15 +442,3 @@ def refuse_used_folder(out: Path) -> None:
             f"{out} holds a run already ({', '.join(held)}); nothing was touched. Name another "
             "folder, go on with it (reducible resume), or remove it yourself."
         )
-
-
-def versions() -> dict[str, str]:
-    """Versions that a result depends on."""
-    from reducible import __version__
-
-    return {
-        "reducible": __version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }

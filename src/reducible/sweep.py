@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import platform
-import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from reducible.files import locked
+from reducible.provenance import current_commit, versions
 from reducible.recipe import Recipe
 from reducible.records import read_json, write_json
-from reducible.run import Run, versions
+from reducible.run import Run
 from reducible.types import ConfigurationError
 
 _SUMMARY = (
@@ -62,6 +66,19 @@ def run_sweep(
     if not seeds or not recipes:
         raise ConfigurationError("a sweep needs at least one recipe and one seed.")
     seeds, recipes = sorted(set(seeds)), list({recipe.name: recipe for recipe in recipes}.values())
+    with locked(work):
+        return _sweep(recipes, seeds, work, results, processes=processes, progress=progress)
+
+
+def _sweep(
+    recipes: Sequence[Recipe],
+    seeds: Sequence[int],
+    work: Path,
+    results: Path,
+    *,
+    processes: int,
+    progress: bool,
+) -> list[Path]:
     jobs = [(recipe, seed) for seed in seeds for recipe in recipes]
     todo = [(r, s) for r, s in jobs if not _finished(work, r, s)]
     commit = current_commit()
@@ -101,7 +118,7 @@ def _run_all(
     with (
         Progress(*columns, disable=not progress) as bar,
         _one_thread_each(),
-        ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool,
+        ProcessPoolExecutor(processes, mp_context=context, initializer=_begin_worker) as pool,
     ):
         shown = bar.add_task("sweep", total=jobs, completed=jobs - len(todo))
         running: dict[Future[None], Recipe] = {
@@ -131,6 +148,7 @@ def collect(
             runs.append(
                 {
                     "seed": seed,
+                    "commit": _commit_of(path.parent, recipe),
                     "curve": summary["curve"],
                     "ledger": summary["ledger"],
                     "summary": short,
@@ -155,6 +173,25 @@ def collect(
         },
     )
     return path
+
+
+def _commit_of(folder: Path, recipe: Recipe) -> str | None:
+    """The commit that a finished run was made by; None if it does not say.
+
+    Raises:
+        ConfigurationError: it was made with other settings than the recipe of that name has now.
+    """
+    path = folder / "config.json"
+    config = read_json(path) if path.exists() else {}
+    then, now = config.get("settings"), json.loads(json.dumps(asdict(recipe)))
+    if then is not None and then != now:
+        names = {*then, *now}
+        changed = sorted(n for n in names if then.get(n) != now.get(n))
+        raise ConfigurationError(
+            f"{folder} was run when {recipe.name} had other settings ({', '.join(changed)}), so it "
+            "is no result of it. Name another --work, or remove that folder."
+        )
+    return config.get("commit")
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -207,8 +244,17 @@ def _run(recipe: Recipe, seed: int, folder: Path) -> None:
         run.start()
 
 
-def _one_thread() -> None:
+def _begin_worker() -> None:
+    """Has this process end with the sweep, also if that is killed, and use one thread."""
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 @contextmanager
@@ -271,18 +317,3 @@ def _trial(recipe: Recipe, seed: int, steps: int = 30) -> tuple[float, float]:
         took, fit = time.perf_counter() - began, run.ledger.seconds["irreducible_loss"]
         stepping = run.ledger.charged - fit
         return took - stepping, stepping / steps
-
-
-def current_commit() -> str:
-    """Short name of the commit that is run, ``-dirty`` where files differ from it."""
-    try:
-        said = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return f"version-{versions()['reducible']}"
-    return said.stdout.strip()

@@ -15,7 +15,7 @@ from torch import Tensor
 from reducible.stores import layout
 from reducible.stores.identity import fingerprint as make_fingerprint
 from reducible.stores.identity import require_ids
-from reducible.types import StoreError, name_ids, require_between
+from reducible.types import ReducibleError, StoreError, name_ids, require_between
 
 
 @final
@@ -189,8 +189,29 @@ class IrreducibleLossStore:
             raise StoreError(f"{damaged}: its format is {metadata.get('format')!r}.")
         if layout.checksum(tensors, metadata) != metadata.get("checksum"):
             raise StoreError(f"{damaged}: its checksum does not match. Fit it again.")
-        header = json.loads(metadata["header"])
-        return cls(tensors["values"], tensors.get("ids"), metadata["fingerprint"], header)
+        try:
+            header = json.loads(metadata["header"])
+            _require_sound(tensors, header)
+            return cls(tensors["values"], tensors.get("ids"), metadata["fingerprint"], header)
+        except (ReducibleError, KeyError, ValueError) as error:
+            raise StoreError(f"{damaged}: {error} It was written by something else.") from error
+
+
+def _require_sound(tensors: Mapping[str, Tensor], header: Any) -> None:
+    """Raise unless the contents are what ``from_tensor`` makes, sorted by ids."""
+    values, ids = tensors["values"], tensors.get("ids")
+    if values.dtype != torch.float32 or values.dim() not in (1, 2) or values.shape[0] == 0:
+        raise StoreError(f"its values are {values.dtype} of shape {tuple(values.shape)}.")
+    for piece in values.view(-1).split(layout.CHUNK):
+        _require_no_infinity(piece)
+    if not isinstance(header, dict):
+        raise StoreError(f"its header is of type {type(header).__name__}.")
+    if ids is None:
+        return
+    if ids.dtype != torch.int64 or ids.shape != values.shape[:1]:
+        raise StoreError(f"its ids are {ids.dtype} of shape {tuple(ids.shape)}.")
+    if int(ids[0]) < 0 or not bool((ids[1:] > ids[:-1]).all()):
+        raise StoreError("its ids are not ascending from 0, each once.")
 
 
 def write_in_pieces(

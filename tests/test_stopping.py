@@ -1,0 +1,90 @@
+"""Signals: a run writes a checkpoint, ends with a status of its own, and goes on as if never."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from reducible import checkpoints
+from reducible.records import read_picks
+from reducible.stopping import Stopped, stopping
+
+SETTINGS = ("train_examples=2000", "holdout_examples=500", "irreducible_epochs=1", "steps=400")
+
+
+def _command(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "reducible", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def _run(out: Path) -> subprocess.Popen[str]:
+    pairs = [text for pair in SETTINGS for text in ("--set", pair)]
+    return _command("run", "demo/rho", "--out", str(out), "--checkpoint-every", "0", *pairs)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM that a process can catch")
+def test_a_run_that_is_terminated_goes_on_as_if_never(tmp_path: Path) -> None:
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    running = _run(out)
+    give_up = time.monotonic() + 60
+    while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").stat().st_size:
+        assert running.poll() is None
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+    running.send_signal(signal.SIGTERM)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in said
+    assert "stopped by signal 15; go on with `reducible resume`" in said
+    assert len(checkpoints.saved(out)) == 1
+    for process in (_command("resume", str(out)), _run(whole)):
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 0, said
+    mine, other = (read_picks(folder / "picks.arrow").to_pydict() for folder in (out, whole))
+    assert repr(mine) == repr(other)
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (out, whole)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_raised_at_once_or_kept(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with stopping() as stop:
+        with pytest.raises(Stopped) as raised:
+            signal.raise_signal(number)
+        assert raised.value.code == 128 + number
+        with stop.later():
+            assert not stop.asked
+            stop.raise_if_asked()
+            signal.raise_signal(number)
+            assert stop.asked
+            with pytest.raises(Stopped):
+                stop.raise_if_asked()
+            with pytest.raises(Stopped):
+                signal.raise_signal(number)  # the second does not wait
+    assert signal.getsignal(number) == before
+
+
+def test_another_thread_gets_no_signals() -> None:
+    asked: list[bool] = []
+
+    def body() -> None:
+        with stopping() as stop:
+            asked.append(stop.asked)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert asked == [False]
