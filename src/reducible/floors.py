@@ -10,7 +10,7 @@ from torch import Tensor
 _LARGE = 0.2  # share of the labels from which the median over all rows is no floor
 _SUREST = 0.1  # of the rows of other classes: those where a class is least likely
 _NOISE = 0.03  # share of labels found there that is a sign of noise
-_DEVIATIONS = 2.0  # standard deviations by which a count is lowered before it is a sign
+_DEVIATIONS = (1.0, 2.0)  # by which a count is lowered first: of all labels, of one of many
 _OVERCONFIDENT = 3.0  # times what a model expects to find may be its own mistake
 _PRIOR = 2.0  # pseudo-counts, at the rate of all labels
 _SLACK = 1.75  # over the estimate, so that few wrong labels are missed
@@ -73,14 +73,14 @@ def learned_noise(probability: Tensor, labels: Tensor) -> LearnedNoise:
     floor = found.floor if large else median
     cut = torch.maximum(found.cut, median) if large else median
 
-    noise = _surely(found.surest.sum()) / (_SUREST * rows)
-    unexpected = _surely(found.half.sum()) - _OVERCONFIDENT * found.expected.sum()
+    noise = _surely(found.surest.sum(), _DEVIATIONS[0]) / (_SUREST * rows)
+    unexpected = _surely(found.half.sum(), _DEVIATIONS[0]) - _OVERCONFIDENT * found.expected.sum()
     noisy = (noise > _NOISE) | (2.0 * unexpected / rows > _NOISE)  # []
-    noisy = noisy | (_surely(found.surest) > _NOISE * found.surest_rows)  # [C]
+    alone = _surely(found.surest, _DEVIATIONS[1]) > _NOISE * found.surest_rows  # [C]
     common = found.half.sum() / found.half_rows.sum().clamp(min=1.0)
     rate = (found.half + _PRIOR) / (found.half_rows + _PRIOR / common.clamp(min=1e-9))
     wrong = rate * found.others / count.clamp(min=1.0)  # [C]
-    share = torch.where(noisy, (_SLACK * wrong).clamp(_ALWAYS, 1.0), _ALWAYS)
+    share = torch.where(noisy | alone, (_SLACK * wrong).clamp(_ALWAYS, 1.0), _ALWAYS)
     return LearnedNoise(floor, cut, torch.where(found.others > 0, share, 0.0))
 
 
@@ -127,6 +127,6 @@ def _quantile(values: Tensor, share: float) -> Tensor:
     return values.kthvalue(min(max(1, round(share * values.numel())), values.numel())).values
 
 
-def _surely(count: Tensor) -> Tensor:
-    """What a count is at least, but for chance."""
-    return count - _DEVIATIONS * count.sqrt()
+def _surely(count: Tensor, deviations: float) -> Tensor:
+    """A count less its standard deviation by chance, so often."""
+    return count - deviations * count.sqrt()
