@@ -339,16 +339,11 @@ def test_a_shadow_names_what_it_would_have_chosen_alone(name: str, main: str) ->
             [candidates[-1]], model, hand, keep=K, store=STORE, seed=5
         )
         at_that_moment.load_state_dict(
-            at_that_moment.state_dict()
-            | {"step": batches.step - 1, "selector": hand.state_dict(), "order": _no_order()}
+            at_that_moment.state_dict() | {"step": batches.step - 1, "selector": hand.state_dict()}
         )
         (would,) = at_that_moment
         assert chosen.shadows["s"].tolist() == would.ids.tolist()
         _update(model, optimizer, chosen)
-
-
-def _no_order() -> dict[str, Any]:
-    return {"own": [], "global": torch.get_rng_state()}
 
 
 def test_a_shadow_of_a_store_is_not_given_the_live_losses() -> None:
