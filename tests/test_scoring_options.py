@@ -361,7 +361,7 @@ def test_more_rows_than_there_are_candidates(rule: str) -> None:
     with pytest.raises(rd.ConfigurationError, match=message):
         _batches(rule, Net(), scoring={"updates_per_scoring": 5})
     unknown = _batches(rule, Net(), _loader(repeat=2), scoring={"updates_per_scoring": 5})
-    with pytest.raises(rd.ConfigurationError, match=message):
+    with pytest.raises(rd.DataError, match=message):
         next(iter(unknown))  # its size is known only here
     assert len(list(_batches(rule, Net(), scoring={"updates_per_scoring": 4}))) == 4 * FULL
 

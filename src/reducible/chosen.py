@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Protocol, final, runtime_checkable
 
 from torch import Tensor
@@ -37,9 +38,16 @@ class Part:
     def split(self, k: int) -> list[Part]:
         """Parts of k rows, in order; what the rule says beside the scores goes with every part."""
         size = self.ids.numel()
+        return self._cut([*range(0, size, k), size])
+
+    def split_into(self, parts: int) -> list[Part]:
+        """As many parts, in order, whose sizes differ by a row at most."""
+        return self._cut([self.ids.numel() * i // parts for i in range(parts + 1)])
+
+    def _cut(self, bounds: list[int]) -> list[Part]:
         parts: list[Part] = []
-        for first in range(0, size, k):
-            rows = slice(first, min(first + k, size))
+        for first, last in pairwise(bounds):
+            rows = slice(first, last)
             info = {n: v[rows] if n == "score" else v for n, v in self.info.items()}
             parts.append(
                 Part(

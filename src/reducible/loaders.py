@@ -15,9 +15,11 @@ import torch
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    DistributedSampler,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
+    WeightedRandomSampler,
     default_collate,
     default_convert,
 )
@@ -95,13 +97,124 @@ def batch_size_of(loader: Any) -> int | None:
     return None
 
 
+def even_size(loader: Any) -> int | None:
+    """Rows of every batch but the last, if the loader cuts them evenly; None if sizes may vary.
+
+    Known of DataLoaders whose sampler of batches is torch's BatchSampler itself; and over an
+    iterable data set, if it is read in one process and collated as usual.
+    """
+    if not isinstance(loader, DataLoader):
+        return None
+    if isinstance(loader.dataset, IterableDataset):
+        plain = loader.num_workers <= 1 and loader.collate_fn in _AS_USUAL
+        return loader.batch_size if plain else None
+    batches = _batch_sampler(loader)
+    return batches.batch_size if type(batches) is BatchSampler else None
+
+
+def _batch_sampler(loader: DataLoader[Any]) -> Any:
+    return loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+
+
 def whole_batches(loader: Any) -> int:
-    """Batches of a pass, without a last, shorter one where the loader's sampler tells of it."""
-    if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
-        sampler = loader.batch_sampler or loader.sampler
-        if type(sampler) is BatchSampler:
-            return len(sampler.sampler) // sampler.batch_size or len(sampler)  # pyright: ignore[reportArgumentType]
-    return len(loader)
+    """Batches of a pass, without the short rest of an evenly cut one unless it is the only batch.
+
+    Raises:
+        TypeError: the loader has no length.
+    """
+    size = even_size(loader)
+    if size is None:
+        return len(loader)
+    iterable = isinstance(loader.dataset, IterableDataset)
+    rows = loader.dataset if iterable else _batch_sampler(loader).sampler
+    return len(rows) // size or len(loader)
+
+
+def is_rest(loader: DataLoader[Any], position: int) -> bool:
+    """Whether the batch at ``position``, from 1, is the rest of a pass that is cut evenly.
+
+    Asked of batches with fewer rows than the others. Of rows that stream in nothing is left out
+    before they are batched, so that one of these is the last. False for the only batch.
+    """
+    if isinstance(loader.dataset, IterableDataset):
+        return position > 1
+    try:
+        return position > max(1, whole_batches(loader))
+    except TypeError:  # a sampler without a length
+        return False
+
+
+def refuse_repeats(loader: Any) -> None:
+    """Raise DataError, with the sampler's name, if it says that it draws with replacement."""
+    if getattr(_row_sampler(loader), "replacement", False) is True:
+        raise DataError(why_repeats(loader))
+
+
+def why_repeats(loader: Any) -> str:
+    """Why ``loader`` may give rows more than once, and what to do."""
+    order = _row_sampler(loader)
+    name = type(order).__name__
+    once = "so a candidate batch may hold a row more than once, which would be trained on twice"
+    if isinstance(order, WeightedRandomSampler) and order.replacement:
+        return (
+            f"The loader's {name} draws with replacement, {once}. Pass replacement=False, with "
+            "num_samples up to the number of rows of weight above 0; or weigh rows by the "
+            "selector: shuffle=True and a rule that chooses by score."
+        )
+    if getattr(order, "replacement", False) is True:
+        return f"The loader's {name} draws with replacement, {once}. Pass replacement=False."
+    if isinstance(order, RandomSampler) and _is_longer(order):
+        return (
+            f"The loader's {name} draws num_samples={order.num_samples} of "
+            f"{len(order.data_source)} rows, {once}, where one walk ends and the next begins. "  # pyright: ignore[reportArgumentType]
+            "Leave num_samples out, and iterate over more passes."
+        )
+    if isinstance(order, DistributedSampler) and _is_padded(order):
+        return (
+            f"The loader's {name} pads the rows until every rank has as many, {once}. Pass "
+            "drop_last=True."
+        )
+    batches = getattr(loader, "batch_sampler", None)
+    if getattr(batches, "even_batches", False) is True:
+        return (
+            f"The loader's {type(batches).__name__} fills the last batches with rows from the "
+            "beginning. Pass even_batches=False, or drop_last=True to the loader."
+        )
+    own = [type(by).__name__ for by in (batches, order) if by is not None and type(by) not in _ONCE]
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        what = loader.dataset if isinstance(loader, DataLoader) else loader
+        return f"{type(what).__name__} gives rows more than once: let it give each of them once."
+    if own:
+        return (
+            f"The loader's {' over '.join(dict.fromkeys(own))} draws rows more than once, or its "
+            "collate function repeats them. Let the sampler draw without replacement, and leave "
+            "the last batch short instead of padding it."
+        )
+    return (
+        "Either the loader's collate function repeats rows, or two items of its data set have one "
+        "id, as where a Subset names a row twice."
+    )
+
+
+_ONCE = (BatchSampler, SequentialSampler, RandomSampler)
+
+
+def _row_sampler(loader: Any) -> Any:
+    """What draws the rows of a loader's batches, as far down as it can be seen."""
+    order: Any = getattr(loader, "batch_sampler", None)
+    if order is None:
+        order = getattr(loader, "sampler", None)
+    while getattr(order, "replacement", False) is not True and hasattr(order, "sampler"):
+        order = order.sampler
+    return order
+
+
+def _is_padded(order: DistributedSampler[Any]) -> bool:
+    return order.total_size > len(order.dataset)  # pyright: ignore[reportArgumentType]
+
+
+def _is_longer(order: RandomSampler) -> bool:
+    return order.num_samples > len(order.data_source)  # pyright: ignore[reportArgumentType]
 
 
 @final

@@ -89,8 +89,14 @@ class SelectingLoader:
 
     At every step the selector's evidence is measured on the n_B candidates, n_b of them are
     gathered on the model's device and handed out as ``Chosen``. The model's parameters, buffers,
-    mode and the global random streams are as they were. A last, shorter candidate batch is
-    dropped: it would shrink n_b.
+    mode and the global random streams are as they were.
+
+    Candidate batches may vary in size. A share ``keep`` is one of each batch, and at least a row; a
+    number of rows must be had from every batch. Only the last batch of a pass may be left out: if
+    it has fewer rows than ``keep`` and ``updates_per_scoring`` ask for, or if it is the short rest
+    of a loader that cuts its batches evenly, by torch's own BatchSampler (a DataLoader with
+    ``batch_size=…``) or from a stream that one process reads and the default function collates.
+    Where sizes vary (a batch sampler of one's own, a list of batches) none is a short rest.
 
     A rule that needs no evidence (``uniform``, ``Scheduled`` when its rule rests, ``grad_norm_is``
     while its gate is shut) over a plain DataLoader of a map-style data set draws its rows before
@@ -134,6 +140,8 @@ class SelectingLoader:
 
     Raises:
         ConfigurationError: a setting that cannot work.
+        DataError: the loader's data set is empty, or its sampler draws rows more than once. In
+            iterating: a batch that is not the last has too few rows, or a pass hands out nothing.
         StoreError: the store is of other data.
     """
 
@@ -269,8 +277,8 @@ class SelectingLoader:
     def __len__(self) -> int:
         """Batches handed out in a pass, for schedules and progress bars.
 
-        A candidate batch gives ``updates_per_scoring`` of them, a last, shorter one none, where
-        the loader tells by its sampler that there is one. Of a rule that decides by epoch: those
+        A candidate batch gives ``updates_per_scoring`` of them, a last one that is left out none,
+        if it can be told beforehand. Of a rule that decides by epoch: those
         of the epoch planned last, before the first one as many as fit the rows asked for. Epochs
         may differ (``infobatch``), so plan schedules by a number of updates.
         """
@@ -286,12 +294,12 @@ class SelectingLoader:
         updates = self._scoring.updates_per_scoring
         begun = updates - len(self._waiting) if self._waiting else 0  # of the batch walked first
         picking, training = self.ledger.phase("pick"), self.ledger.phase("train")
-        for candidates, weights in self._passes.walk(self._step - begun, device):
+        for candidates, weights, k in self._passes.walk(self._step - begun, device):
             while True:
                 with picking:
                     if not self._waiting:
                         self._waiting = (
-                            self._choose(candidates, generator)
+                            self._choose(candidates, k, generator)
                             if weights is None
                             else self._as_drawn(candidates, weights)
                         )
@@ -308,11 +316,10 @@ class SelectingLoader:
                 if not self._waiting:
                     break
 
-    def _choose(self, candidates: Candidates, generator: torch.Generator) -> list[Part]:
+    def _choose(self, candidates: Candidates, k: int, generator: torch.Generator) -> list[Part]:
         """The choice from one candidate batch, in as many parts as it is handed out in."""
         size = candidates.ids.numel()
         updates = self._scoring.updates_per_scoring
-        k = self._passes.rows(size)
         seed = stream_seed(self._seed, self._step)
         if self._gating is not None:
             now = {"epoch": self.epoch, "step": self._step}
@@ -354,7 +361,7 @@ class SelectingLoader:
         whole = Part(torch.arange(size), ids, weights, {}, {}, self._drawn_at())
         if self._planner is not None:
             return [whole]
-        return whole.split(size // self._scoring.updates_per_scoring)
+        return whole.split_into(self._scoring.updates_per_scoring)
 
     def _watch(
         self,

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
-from numbers import Integral, Real
-from typing import Any, Protocol, final
+from typing import Any, NamedTuple, Protocol, final
 
 import torch
 from torch import Tensor
 
 from reducible.epochs import EpochPlanner
+from reducible.keep import Keep
 from reducible.ledger import Ledger
 from reducible.loaders import (
     Drawn,
     Indices,
     as_given,
     batch_size_of,
+    even_size,
+    is_rest,
     never_repeats,
+    refuse_repeats,
     whole_batches,
+    why_repeats,
 )
 from reducible.reader import Reader
 from reducible.seeds import stream_seed
@@ -57,12 +60,25 @@ def blindly(rule: Selector, seed: int) -> Draw:
     return draw
 
 
+class CandidateBatch(NamedTuple):
+    """What a walk gives: candidates, and how many to train on at a time."""
+
+    candidates: Candidates
+    weights: Tensor | None
+    """[K] if the rows are chosen already."""
+    k: int
+    """n_b."""
+
+
 @final
 class CandidatePasses:
     """The candidate batches of a loader, pass by pass; remembers where it is.
 
     A rule that needs no evidence has its rows drawn before they are loaded, and a rule that decides
     by epoch has the epoch's order re-planned, wherever the loader's order can be read ahead.
+
+    Only the last batch of a pass may be left out: the short rest of a loader that cuts its batches
+    evenly (see ``even_size``), or, of any loader, a batch with fewer rows than ``keep`` asks for.
 
     Args:
         loader: yields Candidates, or mappings with ids under ``ids_key``.
@@ -74,6 +90,10 @@ class CandidatePasses:
         updates: batches of n_b that are handed out from one candidate batch.
         planner: of a rule that decides by epoch.
         total_steps: planned updates, for the planner.
+
+    Raises:
+        ConfigurationError: ``keep`` cannot be had from batches of the loader's size.
+        DataError: the loader's sampler draws rows more than once.
     """
 
     def __init__(
@@ -89,13 +109,12 @@ class CandidatePasses:
         planner: EpochPlanner | None = None,
         total_steps: int | None = None,
     ) -> None:
-        check_keep(keep)
-        size = batch_size_of(loader)
+        self._keep = Keep(keep, updates, batch_size_of(loader))
+        if planner is None:
+            refuse_repeats(loader)
         self._updates = updates
-        if size is not None:
-            require_rows(rows_to_keep(keep, size), updates, size)
         self._loader, self._ids_key = loader, ids_key
-        self._keep, self._seed, self._ledger = keep, seed, ledger
+        self._seed, self._ledger = seed, ledger
         self._planner, self._total_steps = planner, total_steps
         self._reader = Reader(loader, looks_back=updates > 1)
         self._draw = draw if self._reader.reads_ahead else None
@@ -105,10 +124,13 @@ class CandidatePasses:
         )
         self.epoch = -1  # passes begun, from 0
         self._position = 0  # batches of this pass that are done with
-        self._n_candidates: int | None = None  # n_B: the first batch's size
-        self._rows: int | None = None  # n_b, once n_B is known
+        self._repeats = why_repeats(loader)
+        self._even = even_size(loader)  # n_B; None where batches may be of any size
         self._resuming = False
-        self._final: deque[bool] = deque()  # whether the rows drawn are the choice, batch by batch
+        # By batch: how many of its rows were not drawn, and whether those drawn are the choice;
+        # None of the short rest of a pass.
+        self._drawn: deque[tuple[int, bool] | None] = deque()
+        self._undrawn: int | None = None  # rows of an index list with too few of them
 
     @property
     def resuming(self) -> bool:
@@ -119,22 +141,35 @@ class CandidatePasses:
         """Batches handed out in a pass, as far as that is known beforehand."""
         if self._planner is not None:
             return len(self._planner)
-        return whole_batches(self._loader) * self._updates
+        last = self._last_size()
+        too_few = last is not None and self._keep.rows(last, last) is None
+        return (whole_batches(self._loader) - too_few) * self._updates
 
-    def rows(self, size: int) -> int:
-        """n_b for a candidate batch of ``size`` rows."""
-        return self._rows or rows_to_keep(self._keep, size)
+    def _last_size(self) -> int | None:
+        """Rows of a pass's last batch, if the batches or their index lists stand in a list."""
+        listed = getattr(self._loader, "batch_sampler", None)
+        if isinstance(listed, list | tuple) and listed:
+            return len(listed[-1])
+        if isinstance(self._loader, list | tuple) and self._loader:
+            return self._ids(self._loader[-1]).numel()
+        return None
 
-    def walk(self, step: int, device: torch.device) -> Iterator[tuple[Candidates, Tensor | None]]:
-        """Candidate batches of one pass; with weights [K] where their rows are chosen already.
+    def walk(self, step: int, device: torch.device) -> Iterator[CandidateBatch]:
+        """Candidate batches of one pass.
 
         Args:
             step: batches handed out over all passes, before the first candidate batch to come.
             device: where batches and weights are wanted; ids stay where they are.
+
+        Raises:
+            DataError: a batch that is not the last has too few rows; the pass hands out nothing;
+                ids are missing or occur twice.
         """
+        some = self._resuming
         loading = self._ledger.phase("load")
         with loading:
             iterator = self._open(step)
+        short: tuple[int, bool] | None = None  # rows of a batch with too few, whether drawn
         while True:
             with loading:
                 try:
@@ -144,27 +179,62 @@ class CandidatePasses:
                 ids, batch = self._read(loaded)
                 refuse_keys(ids)
                 self._position = self._reader.place(self._position, ids)
+                if short is not None:
+                    raise self._keep.too_few(*short)
                 size, weights = ids.numel(), None
                 if self._planner is not None:
-                    weights = self._planner.weights(self._position - 1).to(device)
-                elif self._draw is not None:
-                    weights = torch.ones(size, device=device) if self._final.popleft() else None
-                elif size != self._n_candidates and not self._is_whole(size):
-                    continue
-                require_ids(ids, distinct=self._distinct)
+                    k, weights = size, self._planner.weights(self._position - 1).to(device)
+                    if size != weights.numel():
+                        raise DataError(
+                            f"the selector decides by epoch and planned {weights.numel()} rows "
+                            f"for an update, but the batch has {size}. Let the loader's collate "
+                            "function keep all rows, and leave unreadable ones out beforehand: "
+                            "Subset(dataset, positions)."
+                        )
+                else:
+                    drawn = self._drawn.popleft() if self._reader.reads_ahead else self._seen(size)
+                    if drawn is None:
+                        continue
+                    left, final = drawn
+                    k = self._keep.rows(size + left, size)
+                    if k is None:
+                        short = (size, final)
+                        continue
+                    weights = torch.ones(size, device=device) if final else None
+                require_ids(ids, distinct=self._distinct, repeats=self._repeats)
                 candidates = Candidates(ids, to_device(batch, device))
-            yield candidates, weights
+            some = True
+            yield CandidateBatch(candidates, weights, k)
+        if not some:
+            raise self._nothing(self._undrawn if short is None else short[0])
         if self._planner is not None:
             self._planner.end_epoch(self._position)
         self._reader.close()
         self._position = 0
 
-    def _is_whole(self, size: int) -> bool:
-        """Whether a candidate batch has n_B rows, which is the first one's number."""
-        if self._n_candidates is None:
-            self._n_candidates, self._rows = size, rows_to_keep(self._keep, size)
-            require_rows(self._rows, self._updates, size)
-        return size >= self._n_candidates
+    def _seen(self, size: int) -> tuple[int, bool] | None:
+        """What would stand in ``_drawn`` of a batch whose index list was not seen.
+
+        A collate function may leave rows out of any batch, so that few rows alone tell nothing.
+        """
+        short = self._even is not None and size < self._even
+        return None if short and is_rest(self._loader, self._position) else (0, False)
+
+    def _nothing(self, size: int | None) -> DataError:
+        """What to raise at the end of a pass that handed out nothing."""
+        if size is not None:
+            why = f"{self._keep.lacks(size)} There was no other batch."
+        elif hasattr(self._loader, "__next__"):
+            why = (
+                "the loader is an iterator that is used up. Pass what can be iterated again, such "
+                "as a DataLoader or a list."
+            )
+        else:
+            why = (
+                "the loader gave no batch. Is its sampler empty, or are there fewer rows than its "
+                "batch size, with drop_last=True?"
+            )
+        return DataError(f"the pass hands out nothing: {why}")
 
     def _open(self, step: int) -> Iterator[Any]:
         """An iterator over the loader, at the saved position where a pass is resumed."""
@@ -179,7 +249,7 @@ class CandidatePasses:
         position = self._position if resuming else None
         if self._planner is not None:
             return self._reader.open(position, self._ids, source=self._planner.batches())
-        draw = as_given if self._draw is None else self._drawer(self._draw, step)
+        draw = self._drawer(self._draw, step) if self._reader.reads_ahead else as_given
         return self._reader.open(position, self._ids, draw=draw)
 
     def _plan(self, planner: EpochPlanner, step: int) -> None:
@@ -189,21 +259,34 @@ class CandidatePasses:
                 epoch=self.epoch, step=step, total_steps=self._total_steps, generator=generator
             )
 
-    def _drawer(self, draw: Draw, step: int) -> Drawn:
+    def _drawer(self, draw: Draw | None, step: int) -> Drawn:
         """Draws rows of the n-th candidate batch from here, which will be n choices on.
 
-        Workers read ahead of the step that is trained on, so the step is counted, not asked for.
+        Marks the short rest of an evenly cut pass, which is not loaded if rows are drawn. Workers
+        read ahead of the step that is trained on, so the step is counted, not asked for.
         """
-        self._final.clear()
+        self._drawn.clear()
+        self._undrawn = None
+        begun = self._position > 0
         passes = weakref.proxy(self)  # which holds the order, and with it workers, in turn
 
         def drawn(given: int, indices: Indices) -> Indices | None:
-            size = len(indices)
-            if not passes._is_whole(size):
+            even = passes._even
+            rest = even is not None and len(indices) < even and (begun or given > 0)
+            if draw is None:
+                passes._drawn.append(None if rest else (0, False))
+                return indices
+            if rest:
                 return None
-            k = passes.rows(size) * passes._updates
-            rows, final = draw(step + given * passes._updates, size, k)
-            passes._final.append(final)
+            if passes._undrawn is not None:
+                raise passes._keep.too_few(passes._undrawn)
+            size = len(indices)
+            k = passes._keep.rows(size, size)
+            if k is None:
+                passes._undrawn = size
+                return None
+            rows, final = draw(step + given * passes._updates, size, k * passes._updates)
+            passes._drawn.append((size - len(rows), final))
             return [indices[i] for i in rows]
 
         return drawn
@@ -236,7 +319,7 @@ class CandidatePasses:
         return {
             "epoch": self.epoch,
             "position": self._position - back,
-            "n_candidates": self._n_candidates,
+            "n_candidates": self._even,
             "order": self._reader.state_dict(back=back),
             "inside": self._resuming or self._reader.inside,
             "planner": None if self._planner is None else self._planner.state_dict(),
@@ -246,57 +329,28 @@ class CandidatePasses:
         """The next walk continues the pass that ``state`` was taken in.
 
         Raises:
-            ConfigurationError: the state is not one of a pass.
+            ConfigurationError: the state is not one of a pass, or is of a loader with another
+                batch size.
         """
         for name, least in (("epoch", -1), ("position", 0)):
             require_between(f"{name} in the state", state[name], least, whole=True)
         if state["n_candidates"] is not None:
             require_between("n_candidates in the state", state["n_candidates"], 1, whole=True)
+        if state["n_candidates"] != self._even:
+            raise ConfigurationError(
+                f"the state is of a loader with {_of_size(state['n_candidates'])}, but this one "
+                f"has {_of_size(self._even)}: the pass cannot go on where it stopped. Give the "
+                "loader the batch size that it had."
+            )
         self.epoch = state["epoch"]
         self._position = state["position"]
-        size = self._n_candidates = state["n_candidates"]
-        self._rows = None if size is None else rows_to_keep(self._keep, size)
         self._resuming = state["inside"]
         self._reader.load_state_dict(state["order"], inside=self._resuming)
         if self._planner is not None:
             self._planner.load_state_dict(state["planner"])
 
 
-def rows_to_keep(keep: float, candidates: int) -> int:
-    """n_b for a candidate batch of ``candidates`` rows.
-
-    >>> rows_to_keep(0.1, 320), rows_to_keep(16, 320)
-    (32, 16)
-    """
-    k = int(keep) if isinstance(keep, Integral) else math.floor(keep * candidates + 0.5)
-    if k < 1:
-        raise ConfigurationError(
-            f"keep={keep} of {candidates} candidates rounds to no row at all. Raise keep, or the "
-            "loader's batch size."
-        )
-    if k > candidates:
-        raise ConfigurationError(
-            f"keep={keep} rows, but the candidate batch has {candidates}. Give the loader the "
-            "larger batch size n_B; keep is what is trained on."
-        )
-    return k
-
-
-def require_rows(k: int, updates: int, candidates: int) -> None:
-    """Raise ConfigurationError unless ``updates`` batches of k rows are in the candidates."""
-    if updates * k > candidates:
-        raise ConfigurationError(
-            f"updates_per_scoring={updates} of {k} rows each from {candidates} candidates: give "
-            "the loader a larger batch size."
-        )
-
-
-def check_keep(keep: float) -> None:
-    """Raise ConfigurationError unless ``keep`` is a number of rows or a share in (0, 1]."""
-    whole = isinstance(keep, Integral) and not isinstance(keep, bool)
-    if not whole and (not isinstance(keep, Real) or isinstance(keep, bool)):
-        raise ConfigurationError(f"keep must be a number of rows or a share, got {keep!r}.")
-    if (whole and keep < 1) or (not whole and not 0 < keep <= 1):
-        raise ConfigurationError(
-            f"keep must be at least 1 row (int) or a share in (0, 1] (float), got {keep!r}."
-        )
+def _of_size(n_candidates: int | None) -> str:
+    if n_candidates is None:
+        return "candidate batches of varying size"
+    return f"candidate batches of {n_candidates} rows"

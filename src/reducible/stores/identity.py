@@ -326,12 +326,19 @@ def refuse_keys(ids: Any) -> None:
     )
 
 
-def require_ids(ids: Tensor, *, distinct: bool = False) -> None:
+_REPEATS = (
+    "A sampler that draws with replacement, or pads the last batch, repeats examples; so does a "
+    "Subset that names a row twice."
+)
+
+
+def require_ids(ids: Tensor, *, distinct: bool = False, repeats: str = _REPEATS) -> None:
     """Raise DataError unless ``ids`` is [B] int64, non-negative and without repeats.
 
     Args:
         ids: of a batch or a data set.
         distinct: known not to be negative and to differ, which costs more to see than the rest.
+        repeats: why ids may occur more than once, and what to do.
     """
     refuse_keys(ids)
     if ids.dtype != torch.int64 or ids.dim() != 1:
@@ -347,10 +354,7 @@ def require_ids(ids: Tensor, *, distinct: bool = False) -> None:
         raise DataError(f"ids must not be negative, got {name_ids(ids[ids < 0])}.")
     twice = _repeated(ids)
     if twice.numel():
-        raise DataError(
-            f"ids {name_ids(twice)} occur more than once. A sampler that draws with replacement, "
-            "or pads the last batch, repeats examples; so does a Subset that names a row twice."
-        )
+        raise DataError(f"ids {name_ids(twice)} occur more than once. {repeats}")
 
 
 def _repeated(ids: Tensor) -> Tensor:
