@@ -233,3 +233,20 @@ def test_texts_beside_the_chosen_rows() -> None:
     for chosen in rd.SelectingLoader(loader, model, rd.selector("train_loss"), keep=8, task=task):
         assert [f"text {i}" for i in chosen.ids.tolist()] == list(chosen.batch[2])
         assert [f"text {i}" for i in chosen.ids.tolist()] == chosen.batch[3].tolist()
+
+
+@pytest.mark.parametrize("length", [1, 4])  # of one, it looks like four parts with a row each
+def test_packed_sequences_are_refused_by_name(length: int) -> None:
+    packed = torch.nn.utils.rnn.pack_sequence([torch.zeros(length)] * 4)
+    for batch in (packed, (packed,), {"x": packed}):
+        with pytest.raises(DataError, match="a PackedSequence in a batch of 4 ids"):
+            gather(batch, torch.tensor([1, 3]), 4)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_sparse_tensors_are_gathered_or_refused_by_name() -> None:
+    x, rows = torch.eye(4), torch.tensor([3, 1])
+    assert torch.equal(gather((x.to_sparse(),), rows, 4)[0].to_dense(), x[rows])
+    for compressed in (x.to_sparse_csr(), x.to_sparse_csc(), x.to_sparse_bsr((2, 2))):
+        with pytest.raises(DataError, match=rf"layout {compressed.layout} .*to_sparse\(\)"):
+            gather((compressed,), rows, 4)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from reducible.types import ConfigurationError, DataError
 
@@ -77,7 +78,7 @@ def gather(batch: Any, index: Tensor, size: int) -> Any:
             whole = isinstance(part, Tensor)
             parts.append(_rows(part, index, size) if whole else _gather(part, index, size))
         return tuple(parts)
-    if _is_sequence(batch):
+    if _has_items(batch):
         return _sequence(batch, [_gather(part, index, size) for part in batch])
     return _gather(batch, index, size)
 
@@ -92,7 +93,7 @@ def _gather(part: Any, index: Tensor, size: int) -> Any:
         if part.ndim == 0 or part.shape[0] != size:
             raise _does_not_lead("an array", part.shape, size)
         return part[index.cpu().numpy()]
-    if _is_sequence(part):
+    if _has_items(part):
         if _by_row(part, size):
             return _sequence(part, [part[i] for i in index.tolist()])
         return _sequence(part, [_gather(v, index, size) for v in part])
@@ -109,11 +110,19 @@ def _gather(part: Any, index: Tensor, size: int) -> Any:
     )
 
 
+_COMPRESSED = {torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc}
+
+
 def _rows(tensor: Tensor, index: Tensor, size: int) -> Tensor:
     if tensor.is_nested:
         raise DataError(
             f"a nested tensor in a batch of {size} ids: its rows cannot be taken. Pad it, or put "
             "a list of its tensors into the batch."
+        )
+    if tensor.layout in _COMPRESSED:
+        raise DataError(
+            f"a tensor of layout {tensor.layout} in a batch of {size} ids: its rows cannot be "
+            "taken. Let the collate function make it dense, or tensor.to_sparse()."
         )
     if tensor.dim() == 0 or tensor.shape[0] != size:
         raise _does_not_lead("a tensor", tuple(tensor.shape), size)
@@ -129,6 +138,11 @@ def _does_not_lead(what: str, shape: Any, size: int) -> DataError:
 
 def _is_sequence(part: Any) -> bool:
     return isinstance(part, tuple | list)
+
+
+def _has_items(part: Any) -> bool:
+    """Whether it is a list or tuple of rows or parts; a PackedSequence mixes its rows by time."""
+    return _is_sequence(part) and not isinstance(part, PackedSequence)
 
 
 def _by_row(part: Any, size: int) -> bool:
