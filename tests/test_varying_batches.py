@@ -24,6 +24,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
     default_collate,
 )
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 import reducible as rd
 
@@ -206,7 +207,8 @@ def test_a_gate_that_selects_from_fewer_keeps_the_share_of_all() -> None:
 # -- a loader that cuts evenly ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [DataLoader, Opaque])
+@pytest.mark.filterwarnings("ignore:.*set_vital")
+@pytest.mark.parametrize("make", [DataLoader, Opaque, StatefulDataLoader])
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("keep", [0.5, 5])
 def test_the_short_rest_of_an_even_cut_is_left_out(make: Any, rule: str, keep: float) -> None:

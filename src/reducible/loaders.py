@@ -100,8 +100,8 @@ def batch_size_of(loader: Any) -> int | None:
 def even_size(loader: Any) -> int | None:
     """Rows of every batch but the last, if the loader cuts them evenly; None if sizes may vary.
 
-    Known of DataLoaders whose sampler of batches is torch's BatchSampler itself; and over an
-    iterable data set, if it is read in one process and collated as usual.
+    Known of DataLoaders whose sampler of batches is torch's BatchSampler itself, or torchdata's;
+    and over an iterable data set, if it is read in one process and collated as usual.
     """
     if not isinstance(loader, DataLoader):
         return None
@@ -109,7 +109,16 @@ def even_size(loader: Any) -> int | None:
         plain = loader.num_workers <= 1 and loader.collate_fn in _AS_USUAL
         return loader.batch_size if plain else None
     batches = _batch_sampler(loader)
-    return batches.batch_size if type(batches) is BatchSampler else None
+    return batches.batch_size if _cuts_evenly(batches) else None
+
+
+def _cuts_evenly(batches: Any) -> bool:
+    """Whether it is torch's BatchSampler, or torchdata's: one of another kind may do anything."""
+    kind = type(batches)
+    return kind is BatchSampler or f"{kind.__module__}.{kind.__name__}" == _TORCHDATAS
+
+
+_TORCHDATAS = "torchdata.stateful_dataloader.sampler.BatchSampler"
 
 
 def _batch_sampler(loader: DataLoader[Any]) -> Any:
@@ -180,7 +189,8 @@ def why_repeats(loader: Any) -> str:
             f"The loader's {type(batches).__name__} fills the last batches with rows from the "
             "beginning. Pass even_batches=False, or drop_last=True to the loader."
         )
-    own = [type(by).__name__ for by in (batches, order) if by is not None and type(by) not in _ONCE]
+    samplers = (None if _cuts_evenly(batches) else batches, order)
+    own = [type(by).__name__ for by in samplers if by is not None and type(by) not in _ONCE]
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         what = loader.dataset if isinstance(loader, DataLoader) else loader
         return f"{type(what).__name__} gives rows more than once: let it give each of them once."
@@ -196,7 +206,7 @@ def why_repeats(loader: Any) -> str:
     )
 
 
-_ONCE = (BatchSampler, SequentialSampler, RandomSampler)
+_ONCE = (SequentialSampler, RandomSampler)
 
 
 def _row_sampler(loader: Any) -> Any:
