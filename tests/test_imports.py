@@ -20,8 +20,8 @@ SOURCE = Path(reducible.__file__).parent
 _ABOVE_LOOP = (
     "types files seals checkpoints streams schedules scores picks structure selectors labels "
     "fetching copies floors stores tasks measure scorers ledger fitting irreducible plans gate "
-    "distributed loaders workers reader group_holdout measuring epochs seeds keep passes chosen "
-    "hindsight gating assembly states"
+    "distributed loaders workers reader group_holdout measuring epochs inspection seeds keep "
+    "passes chosen hindsight gating assembly states"
 )
 _ABOVE_RUN = f"{_ABOVE_LOOP} loop logs arrow_logs records info_records data models encoders"
 
@@ -60,12 +60,15 @@ ALLOWED = {
     "group_holdout": "types structure stores tasks measure",
     "measuring": "types structure stores tasks selectors scorers measure ledger group_holdout",
     "epochs": "types structure stores tasks selectors measure ledger loaders",
+    "inspection": "types stores tasks",
     "seeds": "",
     "keep": "types",
     "chosen": "",
     "hindsight": "types selectors ledger measuring",
     "gating": "types structure tasks selectors measure gate ledger measuring seeds",
-    "passes": "types keep ledger loaders reader selectors stores structure epochs seeds",
+    "passes": (
+        "types keep ledger loaders reader inspection selectors stores structure epochs seeds"
+    ),
     "assembly": (
         "types stores tasks selectors scorers measure ledger loaders group_holdout measuring "
         "epochs gate gating keep"

@@ -73,24 +73,31 @@ def check_settings(
     return keep
 
 
-def check_data(loader: Any, store: IrreducibleLossStore | None, groups: Tensor | None) -> None:
-    """Raise where the data set is empty or repeats ids, or store or groups are of other data."""
+def check_data(loader: Any, store: IrreducibleLossStore | None, groups: Tensor | None) -> bool:
+    """Raise where the data set is empty or repeats ids, or store or groups are of other data.
+
+    Returns:
+        Whether the data set's labels were compared with the store's.
+    """
     dataset = getattr(loader, "dataset", None)
     if dataset is None or not hasattr(dataset, "__len__"):
-        return
+        return False
     if len(dataset) == 0:
         raise DataError("the loader's data set is empty.")
     here = known_ids(dataset)
     if here is None:
-        return  # ids come from inside the batches: known only as they are loaded
+        return False  # ids come from inside the batches: known only as they are loaded
     require_ids(here, distinct=here.numel() > _AT_ONCE)
     if groups is not None and int(here.max()) >= groups.numel():
         raise ConfigurationError(
             f"groups has {groups.numel()} entries, but there is an id {int(here.max())}: it "
             "must hold the group of every id, by id."
         )
-    if store is not None and store.fingerprint:
-        store.check_data(here, labels_of(dataset))
+    if store is None or not store.fingerprint:
+        return False
+    labels = labels_of(dataset)
+    store.check_data(here, labels)
+    return labels is not None and store.knows_labels
 
 
 def loss_memory(loader: Any, scoring: Scoring) -> LossMemory | None:

@@ -21,7 +21,14 @@ from reducible.floors import learned_noise
 from reducible.ledger import Ledger
 from reducible.loaders import batches_of
 from reducible.measure import without_graph
-from reducible.stores import IrreducibleLossStore, fingerprint, refuse_keys, require_ids
+from reducible.stores import (
+    LABEL_SAMPLE,
+    IrreducibleLossStore,
+    fingerprint,
+    label_sample,
+    refuse_keys,
+    require_ids,
+)
 from reducible.structure import to_device
 from reducible.tasks import Classification, Task, per_example
 from reducible.types import (
@@ -404,6 +411,7 @@ class Fit:
                 "updates": self._updates,
                 "flops": self._flops,
                 "seconds": seconds,
+                LABEL_SAMPLE: label_sample(ids, labels),
             }
             | _noise(parts, columns=columns)
             | header,

@@ -22,6 +22,7 @@ from reducible.assembly import (
 from reducible.chosen import Chosen, InfoLog, Part, PickLog
 from reducible.gate import Gate
 from reducible.hindsight import Hindsight, would_be_told
+from reducible.inspection import inspection_of
 from reducible.ledger import Ledger
 from reducible.measure import Scoring
 from reducible.measuring import Measuring
@@ -142,7 +143,8 @@ class SelectingLoader:
         ConfigurationError: a setting that cannot work.
         DataError: the loader's data set is empty, or its sampler draws rows more than once. In
             iterating: a batch that is not the last has too few rows, or a pass hands out nothing.
-        StoreError: the store is of other data.
+        StoreError: the store is of other data. If the data set tells no labels beforehand, those of
+            the first batches are compared, and it is raised in iterating.
     """
 
     def __init__(
@@ -182,7 +184,7 @@ class SelectingLoader:
         self._write_info = record.write_info if isinstance(record, InfoLog) else None
         self.ledger = ledger or Ledger()
         keep = check_settings(loader, model, selector, self._shadows, scorer, keep)
-        check_data(loader, store, groups)
+        compared = check_data(loader, store, groups)
         self._measuring = Measuring(
             model,
             self._task,
@@ -228,6 +230,7 @@ class SelectingLoader:
             updates=1 if self._planner is not None else self._scoring.updates_per_scoring,
             planner=self._planner,
             total_steps=total_steps,
+            inspection=inspection_of(loader, store, self._task, labels_compared=compared),
         )
         self._step = 0  # batches handed out, over all passes
         self._waiting: list[Part] = []  # chosen from the last candidate batch, not handed out

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from reducible.epochs import EpochPlanner
+from reducible.inspection import Inspection
 from reducible.keep import Keep
 from reducible.ledger import Ledger
 from reducible.loaders import (
@@ -90,6 +91,7 @@ class CandidatePasses:
         updates: batches of n_b that are handed out from one candidate batch.
         planner: of a rule that decides by epoch.
         total_steps: planned updates, for the planner.
+        inspection: looks at the batches as they are loaded.
 
     Raises:
         ConfigurationError: ``keep`` cannot be had from batches of the loader's size.
@@ -108,6 +110,7 @@ class CandidatePasses:
         updates: int = 1,
         planner: EpochPlanner | None = None,
         total_steps: int | None = None,
+        inspection: Inspection | None = None,
     ) -> None:
         self._keep = Keep(keep, updates, batch_size_of(loader))
         if planner is None:
@@ -116,6 +119,7 @@ class CandidatePasses:
         self._loader, self._ids_key = loader, ids_key
         self._seed, self._ledger = seed, ledger
         self._planner, self._total_steps = planner, total_steps
+        self._inspection = inspection or Inspection()
         self._reader = Reader(loader, looks_back=updates > 1)
         self._draw = draw if self._reader.reads_ahead else None
         # Seen once, where that says it for every batch; a planner's order is its own.
@@ -167,6 +171,7 @@ class CandidatePasses:
         """
         some = self._resuming
         loading = self._ledger.phase("load")
+        self._inspection.begin(resuming=self._resuming)
         with loading:
             iterator = self._open(step)
         short: tuple[int, bool] | None = None  # rows of a batch with too few, whether drawn
@@ -178,6 +183,7 @@ class CandidatePasses:
                     break
                 ids, batch = self._read(loaded)
                 refuse_keys(ids)
+                self._inspection.look(ids, batch)
                 self._position = self._reader.place(self._position, ids)
                 if short is not None:
                     raise self._keep.too_few(*short)
@@ -211,6 +217,7 @@ class CandidatePasses:
             self._planner.end_epoch(self._position)
         self._reader.close()
         self._position = 0
+        self._inspection.end()
 
     def _seen(self, size: int) -> tuple[int, bool] | None:
         """What would stand in ``_drawn`` of a batch whose index list was not seen.

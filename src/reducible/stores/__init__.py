@@ -14,9 +14,11 @@ from reducible.stores.identity import (
     require_ids,
 )
 from reducible.stores.irreducible import IrreducibleLossStore, write_in_pieces
+from reducible.stores.label_sample import LABEL_SAMPLE, label_sample, label_values
 from reducible.stores.memory import LossMemory
 
 __all__ = [
+    "LABEL_SAMPLE",
     "IrreducibleLossStore",
     "LossMemory",
     "WithIds",
@@ -25,6 +27,8 @@ __all__ = [
     "ids_of",
     "key_ids",
     "known_ids",
+    "label_sample",
+    "label_values",
     "labels_of",
     "origin_of",
     "refuse_keys",

@@ -384,13 +384,13 @@ def fingerprint(ids: Tensor, labels: Tensor | None = None) -> str:
     True
     """
     order = ids.cpu().argsort()
-    parts = [f"n={ids.numel()}", f"ids={_digest(ids.cpu()[order])}"]
-    parts.append("labels=none" if labels is None else f"labels={_digest(labels.cpu()[order])}")
+    parts = [f"n={ids.numel()}", f"ids={digest_of(ids.cpu()[order])}"]
+    parts.append("labels=none" if labels is None else f"labels={digest_of(labels.cpu()[order])}")
     return ";".join(parts)
 
 
-def _digest(values: Tensor) -> str:
-    """Digest of the values as int64; as float64 if they are not whole."""
+def digest_of(values: Tensor) -> str:
+    """Returns a digest of the values as int64; as float64 if they are not whole."""
     whole = values.long()
     values = whole if bool((whole == values).all()) else values.double()
     return hashlib.blake2b(values.contiguous().numpy().data, digest_size=8).hexdigest()

@@ -99,6 +99,12 @@ class IrreducibleLossStore:
         """[N] or [N, G] float32, in the order of ``ids``; not a copy."""
         return self._values
 
+    @property
+    def knows_labels(self) -> bool:
+        """Whether the fingerprint covers labels, so that ``check`` compares them."""
+        parts = dict(part.split("=", 1) for part in self.fingerprint.split(";") if "=" in part)
+        return parts.get("labels", "none") != "none"
+
     def lookup(self, ids: Tensor) -> Tensor:
         """Irreducible losses of ``ids`` ([B] int64): [B], or [B, G]; float32 on the ids' device.
 
