@@ -142,7 +142,7 @@ def start(out: Path) -> list[str]:
 
 
 def contents(out: Path) -> dict[str, Any]:
-    """What must not depend on kills: all but times, memory, and costs counted anew."""
+    """Returns what must not depend on kills: all but times and memory."""
     timed = ("seconds", "seconds_by_phase", "peak_memory_bytes")
     lines = read_metrics(out / "metrics.jsonl")
     return {

@@ -1,4 +1,4 @@
-"""What plans drop of clean and of flipped labels, whatever share a class has.
+"""Measure how much of clean and of flipped labels plans drop, whatever share a class has.
 
 Writes results/noise-floor. Every fit is one of defaults; the same irreducible losses are judged by
 what fitting learns and by medians over all rows. About ten minutes on one thread; then `make docs`.

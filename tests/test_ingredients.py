@@ -25,9 +25,10 @@ from reducible.ingredients import (
 from reducible.irreducible import assign_folds
 from reducible.models import MODELS
 from reducible.recipe import Recipe
-from reducible.records import read_json, read_picks
+from reducible.records import read_json, read_picks, write_json
 from reducible.run import Run
 from reducible.splits import Splits, _embedded, make_splits
+from reducible.stores import fingerprint
 
 STEPS, N_B = 6, 8
 LEARNT: dict[str, Any] = {"irreducible_epochs": 6, "irreducible_batch": 8}  # from 200 images
@@ -476,3 +477,51 @@ def test_updates_per_scoring_reach_the_loop(tmp_path: Path) -> None:
     picked = _picked(tmp_path / "run")
     for first in (0, 3):
         assert len({i for ids in picked[first : first + 3] for i in ids}) == 3 * N_B
+
+
+# -- whose store it is -----------------------------------------------------------------------------
+
+
+def _again(recipe: Recipe, splits: Splits, out: Path) -> Any:
+    return irreducible_store(recipe, splits, 3, out, ledger=rd.Ledger(), progress=False)
+
+
+def test_the_config_of_a_run_names_its_store(tmp_path: Path) -> None:
+    recipe = _recipe()
+    write_json(tmp_path / "config.json", {"seed": 3}, sealed=True)
+    splits, store = _store(recipe, tmp_path)
+    named = read_json(tmp_path / "config.json", sealed=True)
+    assert named == {"seed": 3, "irreducible_loss": store.checksum}
+    assert torch.equal(_again(recipe, splits, tmp_path).values, store.values)
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("kind", ["no fingerprint", "other values", "other data"])
+def test_a_store_from_elsewhere_is_refused(kind: str, named: bool, tmp_path: Path) -> None:
+    recipe = _recipe()
+    if named:
+        write_json(tmp_path / "config.json", {"seed": 3}, sealed=True)
+    splits, own = _store(recipe, tmp_path)
+    values, mark = own.values + 0.5, own.fingerprint
+    if kind == "no fingerprint":
+        values, mark = own.values, ""
+    if kind == "other data":
+        mark = fingerprint(own.ids + 1)
+    other = rd.IrreducibleLossStore.from_tensor(
+        values, ids=own.ids, fingerprint=mark, header=own.header
+    )
+    other.save(tmp_path / "irreducible_loss.safetensors")
+    if kind == "other values" and not named:
+        assert torch.equal(_again(recipe, splits, tmp_path).values, values)  # nobody can tell
+        return
+    message = "was not fitted by this run" if named or not mark else "other examples"
+    with pytest.raises(rd.StoreError, match=message):
+        _again(recipe, splits, tmp_path)
+
+
+def test_a_store_that_no_config_names_is_refused(tmp_path: Path) -> None:
+    recipe = _recipe()
+    splits, _ = _store(recipe, tmp_path)
+    write_json(tmp_path / "config.json", {"seed": 3}, sealed=True)
+    with pytest.raises(rd.StoreError, match=r"the run names none; .* delete it and resume"):
+        _again(recipe, splits, tmp_path)

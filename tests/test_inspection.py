@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 import reducible as rd
 from reducible import inspection
+from reducible.assembly import check_data
 from reducible.inspection import Inspection, LabelInspection, WorkerInspection
 from reducible.stores import LABEL_SAMPLE, fingerprint, label_sample, label_values
 
@@ -384,3 +385,10 @@ def test_map_style_loaders_are_not_watched() -> None:
     assert not WorkerInspection.watches(DataLoader(Stream("doubled"), num_workers=1))
     assert not WorkerInspection.watches([])
     assert WorkerInspection.watches(DataLoader(Stream("doubled"), num_workers=2))
+
+
+def test_chained_streams_that_tell_no_length_are_taken() -> None:
+    chained = torch.utils.data.ChainDataset([Stream("split"), Stream("split")])
+    with pytest.raises(TypeError):
+        len(chained)
+    assert not check_data(DataLoader(chained, batch_size=4), None, None)

@@ -32,9 +32,17 @@ SMALL = {
 WAIT = 60.0  # seconds after which a process that should do something has failed to
 
 STARTER = """
-import sys
-from reducible.cli import app
+import sys, time
 import reducible.recipes, reducible.run
+from reducible.cli import app
+
+inner = reducible.run.refuse_used_folder
+
+def slowly(out):
+    inner(out)
+    time.sleep(1)  # the other one looks, too, before anything is written
+
+reducible.run.refuse_used_folder = slowly
 print("ready", flush=True)
 sys.stdin.readline()
 app(sys.argv[1:])

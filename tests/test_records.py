@@ -183,9 +183,9 @@ def test_a_mark_says_whether_a_file_is_as_it_was(tmp_path):
     path = tmp_path / "m.jsonl"
     with MetricsWriter(path) as metrics:
         metrics.write({"step": 1})
-        early = metrics.mark
+        early = metrics.mark()
         metrics.write({"step": 2})
-        late = metrics.mark
+        late = metrics.mark()
     assert late == mark_of(path)
     assert is_whole(path, late)
     assert is_whole(path, early, up_to=True)

@@ -50,10 +50,12 @@ def _run(name: str, out: Path, *, checkpoint_every: int = 500, **settings: str) 
 
 def _contents(out: Path) -> dict[str, Any]:
     """What of a run's folder depends on the recipe and the seed alone."""
+    config = read_json(out / "config.json")
+    config.pop("irreducible_loss", None)  # the store's checksum; the store says what it cost
     return {
         "picks": (out / "picks.arrow").read_bytes(),
         "model": (out / "model.safetensors").read_bytes(),
-        "config": read_json(out / "config.json"),
+        "config": config,
         "curve": [
             (m["step"], m["accuracy"], m["loss"]) for m in read_metrics(out / "metrics.jsonl")
         ],

@@ -14,6 +14,7 @@ import pytest
 
 from reducible import checkpoints
 from reducible.records import read_picks
+from reducible.run import METRICS
 from reducible.stopping import Stopped, stopping
 
 SETTINGS = ("train_examples=2000", "holdout_examples=500", "irreducible_epochs=1", "steps=400")
@@ -47,7 +48,7 @@ def test_a_run_that_is_terminated_goes_on_as_if_never(tmp_path: Path) -> None:
     _, said = running.communicate(timeout=60)
     assert running.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in said
-    assert "stopped by signal 15; go on with `reducible resume`" in said
+    assert f"stopped by signal 15; go on with: reducible resume {out}" in said
     assert len(checkpoints.saved(out)) == 1
     for process in (_command("resume", str(out)), _run(whole)):
         _, said = process.communicate(timeout=60)
@@ -56,6 +57,58 @@ def test_a_run_that_is_terminated_goes_on_as_if_never(tmp_path: Path) -> None:
     assert repr(mine) == repr(other)
     weights = [(folder / "model.safetensors").read_bytes() for folder in (out, whole)]
     assert weights[0] == weights[1]
+
+
+def _lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+SWEEPER = """
+import sys
+from pathlib import Path
+from reducible.recipes import recipe
+from reducible.sweep import run_sweep
+
+if __name__ == "__main__":
+    settings = dict(pair.split("=") for pair in sys.argv[2:])
+    chosen, root = recipe("demo/uniform").with_settings(settings), Path(sys.argv[1])
+    run_sweep([chosen], [0, 1, 2, 3], work=root / "work", results=root / "out", progress=False)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM that a process can catch")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_sweep_that_is_stopped_leaves_checkpoints_and_no_process(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    script = tmp_path / "sweeper.py"
+    script.write_text(SWEEPER)
+    long = ("train_examples=600", "holdout_examples=100", "steps=100000", "evaluate_every=20")
+    sweep = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path), *long, "model=mlp-64"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,  # a signal goes to all of it, as from a terminal
+    )
+    folders = [tmp_path / "work" / "demo/uniform" / str(seed) for seed in range(4)]
+    give_up = time.monotonic() + 90
+    while not all(f.exists() and f.stat().st_size for f in (p / METRICS for p in folders[:2])):
+        assert sweep.poll() is None
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+    if number == signal.SIGINT:
+        os.killpg(sweep.pid, number)
+    else:
+        sweep.send_signal(number)
+    assert sweep.wait(60) == 128 + number
+    give_up = time.monotonic() + 30
+    while _lives(sweep.pid):
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+    assert [len(checkpoints.saved(f)) if f.exists() else 0 for f in folders] == [1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -67,11 +120,11 @@ def test_a_signal_is_raised_at_once_or_kept(number: signal.Signals) -> None:
         assert raised.value.code == 128 + number
         with stop.later():
             assert not stop.asked
-            stop.raise_if_asked()
+            stop.raise_if_asked(Path())
             signal.raise_signal(number)
             assert stop.asked
             with pytest.raises(Stopped):
-                stop.raise_if_asked()
+                stop.raise_if_asked(Path())
             with pytest.raises(Stopped):
                 signal.raise_signal(number)  # the second does not wait
     assert signal.getsignal(number) == before

@@ -52,10 +52,9 @@ class RecordStream:
             self._log.append(arrow_record(batch(copy.wait())))
             self._sent = None
 
-    @property
     def mark(self) -> Mark:
-        """All that was appended so far."""
-        return self._log.mark
+        """All that was appended so far, once the disk has it."""
+        return self._log.mark()
 
     def close(self) -> None:
         """Close the file."""
@@ -81,11 +80,13 @@ class HostCopy:
         self._events: list[Any] = []
         for (_, device), places in alike.items():
             whole = torch.cat([tensors[i] for i in places])
-            new_event = getattr(getattr(torch, device.type, None), "Event", None)
-            whole = whole.to("cpu", non_blocking=new_event is not None)
-            if device.type != "cpu" and new_event is not None:
-                self._events.append(new_event())
-                self._events[-1].record()
+            if device.type != "cpu":
+                module = getattr(torch, device.type, None)
+                known = hasattr(module, "Event") and hasattr(module, "current_stream")
+                whole = whole.to("cpu", non_blocking=known)
+                if module is not None and known:
+                    self._events.append(module.Event())
+                    self._events[-1].record(module.current_stream(device))
             self._copies.append((places, whole))
 
     @property

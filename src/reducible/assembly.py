@@ -24,6 +24,7 @@ from reducible.stores import (
     LossMemory,
     ids_of,
     known_ids,
+    known_length,
     labels_of,
     require_ids,
 )
@@ -80,9 +81,10 @@ def check_data(loader: Any, store: IrreducibleLossStore | None, groups: Tensor |
         Whether the data set's labels were compared with the store's.
     """
     dataset = getattr(loader, "dataset", None)
-    if dataset is None or not hasattr(dataset, "__len__"):
+    rows = known_length(dataset)
+    if rows is None:
         return False
-    if len(dataset) == 0:
+    if rows == 0:
         raise DataError("the loader's data set is empty.")
     here = known_ids(dataset)
     if here is None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from reducible import checkpoints
 from reducible.info_records import INFO, PICKS, read_info
-from reducible.ingredients import MODEL, PLAN, STORE
+from reducible.ingredients import CONFIG, MODEL, PLAN, STORE
 from reducible.logs import is_whole
 from reducible.plans import Plan
 from reducible.recipe import Recipe
@@ -18,7 +18,7 @@ from reducible.run import METRICS, WEIGHTS
 from reducible.stores import IrreducibleLossStore
 from reducible.types import ConfigurationError, ReducibleError
 
-CONFIG, SUMMARY = "config.json", "summary.json"
+SUMMARY = "summary.json"
 
 
 class Finding(NamedTuple):
@@ -61,7 +61,7 @@ def _check_run(out: Path) -> Iterator[Finding]:
         if name in marks and not is_whole(path, marks[name]):
             yield Finding(path, "is not as it was when the run finished.")
         elif path.exists():
-            yield _checked(path, _READERS.get(name, _is_there))
+            yield _checked(path, _READERS.get(name, Path.stat))
     for path in checkpoints.saved(out):
         yield _checked(path, _check_checkpoint)
 
@@ -98,10 +98,6 @@ def _check_checkpoint(path: Path) -> None:
     changed = [name for name in logs if not is_whole(path.parent / name, logs[name], up_to=True)]
     if changed:
         raise ReducibleError(f"{', '.join(changed)} changed since it was written.")
-
-
-def _is_there(path: Path) -> None:
-    path.stat()
 
 
 _READERS: dict[str, Callable[[Path], object]] = {

@@ -56,7 +56,7 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What ``save`` or ``write`` wrote, tensors on the CPU; raises ReducibleError if not that."""
+    """Read what ``save`` or ``write`` wrote, onto the CPU; raises ReducibleError if it is not."""
     try:
         return unpacked(path.read_bytes())
     except ValueError as error:
@@ -104,7 +104,7 @@ def save_weights(path: str | os.PathLike[str], weights: Mapping[str, Tensor]) ->
 
 
 def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """What ``save_weights`` wrote; raises ReducibleError if the file is not that."""
+    """Read what ``save_weights`` wrote; raises ReducibleError if the file is not that."""
     data = Path(path).read_bytes()
     if not Seals().holds(data):
         raise ReducibleError(

@@ -23,6 +23,9 @@ SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything rand
 StepsOption = Annotated[
     int | None, typer.Option("--max-steps", min=1, help="Stop after so many updates.")
 ]
+CheckpointOption = Annotated[
+    int, typer.Option("--checkpoint-every", min=0, help="Updates between them; 0: none.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -45,10 +48,8 @@ def _plain_errors() -> Iterator[None]:
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
         raise typer.Exit(2) from error
     except Stopped as stopped:
-        typer.secho(
-            f"stopped by signal {stopped.number}; go on with `reducible resume`, or the same sweep",
-            err=True,
-        )
+        how = "the same command" if stopped.folder is None else f"reducible resume {stopped.folder}"
+        typer.secho(f"stopped by signal {stopped.number}; go on with: {how}", err=True)
         raise typer.Exit(int(str(stopped.code))) from stopped
     finally:
         warnings.formatwarning = shown
@@ -112,9 +113,7 @@ def run(
         Path | None,
         typer.Option("--baseline", help="Finished run whose final accuracy is the target."),
     ] = None,
-    checkpoint_every: Annotated[
-        int, typer.Option("--checkpoint-every", min=0, help="Updates between them; 0: none.")
-    ] = 500,
+    checkpoint_every: CheckpointOption = 500,
 ) -> None:
     """Run a recipe into a folder."""
     from reducible.recipes import recipe
@@ -155,6 +154,7 @@ def sweep(
         "results"
     ),
     processes: Annotated[int, typer.Option("--processes", min=1, help="Runs at a time.")] = 2,
+    checkpoint_every: CheckpointOption = 500,
 ) -> None:
     """Run recipes with many seeds; finished runs are skipped, stopped ones go on."""
     from reducible.recipes import matching
@@ -162,7 +162,12 @@ def sweep(
 
     with _plain_errors():
         paths = run_sweep(
-            matching(names), parse_seeds(seeds), work=work, results=results, processes=processes
+            matching(names),
+            parse_seeds(seeds),
+            work=work,
+            results=results,
+            processes=processes,
+            checkpoint_every=checkpoint_every,
         )
         typer.echo("\n".join(["written:", *map(str, paths)]))
 
@@ -268,7 +273,8 @@ def pages(
     """Write the method pages from the table of rules."""
     from reducible.pages import write_pages
 
-    typer.echo(f"{len(write_pages(out))} pages in {out}")
+    with _plain_errors():
+        typer.echo(f"{len(write_pages(out))} pages in {out}")
 
 
 @app.command(name="break-even")
@@ -291,13 +297,18 @@ def break_even(
 
     with _plain_errors():
         module, colon, function = target.partition(":")
-        if not colon:
+        if not colon or not module or not function or module.startswith("."):
             raise ConfigurationError(f"name it MODULE:FUNCTION, got {target!r}.")
         sys.path.insert(0, "")
         try:
             made = getattr(importlib.import_module(module), function)()
         except (ImportError, AttributeError) as error:
             raise ConfigurationError(f"cannot call {target}: {error}.") from error
+        if not isinstance(made, tuple) or len(made) not in (2, 3):
+            raise ConfigurationError(
+                f"{target} must return (model, batch) or (model, batch, task), got "
+                f"{type(made).__name__}."
+            )
         model, batch, *task = made
         typer.echo(str(measure_it(model, batch, task=task[0] if task else None)))
 

@@ -13,6 +13,7 @@ from reducible.recipes import recipe
 from reducible.records import write_json
 from reducible.report.curves import plot_curves
 from reducible.run import Run, refuse_used_folder, with_target
+from reducible.stopping import stopping
 
 DATASET = "Fashion-MNIST, embedded split"
 
@@ -38,7 +39,7 @@ def run_demo(
         max_steps: stop both runs earlier than their recipes do.
         progress: show bars.
     """
-    with locked(out):
+    with locked(out), stopping():
         refuse_used_folder(out)
         return _run_both(out, seed, rho, max_steps, progress)
 

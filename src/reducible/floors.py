@@ -18,7 +18,7 @@ _ALWAYS = 0.01  # of a label that may be dropped without a sign of noise
 
 
 class LearnedNoise(NamedTuple):
-    """What held-out predictions say of wrong labels, per label."""
+    """Per label, as far as held-out predictions tell of wrong ones."""
 
     floor: Tensor
     """[C] float64 m_k: what the model gives class k where it has no reason to."""

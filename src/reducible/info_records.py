@@ -124,10 +124,9 @@ class InfoWriter:
         about = [(step, name, shadow) for step, name, shadow, _ in rows]
         stream.send(tensors, lambda arrays: _batch(about, arrays))
 
-    @property
     def mark(self) -> Mark | None:
-        """All that was flushed so far; None if nothing was."""
-        return None if self._stream is None else self._stream.mark
+        """All that was flushed so far, once the disk has it; None if nothing was."""
+        return None if self._stream is None else self._stream.mark()
 
     def close(self) -> None:
         """Flush, and close the file."""
@@ -178,8 +177,8 @@ class StepWriter:
             log.flush()
 
     def marks(self) -> dict[str, Mark]:
-        """All that was flushed so far, by file name."""
-        picks, info = (log.mark for log in self._logs)
+        """All that was flushed so far, by file name, once the disk has it."""
+        picks, info = (log.mark() for log in self._logs)
         return {name: mark for name, mark in ((PICKS, picks), (INFO, info)) if mark is not None}
 
     def close(self) -> None:

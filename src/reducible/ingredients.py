@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader
 
 from reducible.checkpoints import load_weights
+from reducible.data import TensorSet, TokenSet
 from reducible.irreducible import (
     cross_fit_irreducible_loss,
     fit_group_irreducible_loss,
@@ -22,12 +23,14 @@ from reducible.ledger import Ledger
 from reducible.loaders import as_it_is
 from reducible.plans import Plan
 from reducible.recipe import Recipe
+from reducible.records import read_json, write_json
 from reducible.scorers import CoTrained
 from reducible.seeds import stream_seed
 from reducible.splits import Splits
 from reducible.stores import IrreducibleLossStore
 from reducible.types import StoreError
 
+CONFIG = "config.json"
 STORE, PLAN, MODEL = "irreducible_loss.safetensors", "plan.safetensors", "irreducible.safetensors"
 
 
@@ -42,19 +45,19 @@ def irreducible_store(
 ) -> IrreducibleLossStore | None:
     """The irreducible losses that the recipe asks for, kept in ``out``; None without any.
 
-    A store that is there already was fitted before a stop, and its cost is this run's.
+    A store that is there already was fitted before a stop, and its cost is this run's. It must be
+    the one that the run's config.json names by its checksum, if there is a config.json.
+
+    Raises:
+        StoreError: a store that is damaged, or of another run.
     """
     if not recipe.reads_irreducible_loss:
         return None
+    grouped = "group_irreducible_loss" in recipe.facts.needs
+    of_train = grouped or recipe.irreducible_from == "cross-fit"
     if (out / STORE).exists():
         store = IrreducibleLossStore.load(out / STORE)
-        judged = splits.scored if recipe.irreducible_from == "holdout" else splits.train
-        if not store.fingerprint:
-            raise StoreError(
-                f"{out / STORE} does not say of which data it is, so this run did not write it. "
-                "Remove it, and it is fitted again."
-            )
-        store.check_data(judged.ids, judged.targets)
+        _require_own(store, out, splits.train if of_train else splits.scored)
         ledger.seconds["irreducible_loss"] += store.header["seconds"]
         ledger.counts.flops_irreducible_loss += store.header["flops"]
         return store
@@ -70,7 +73,7 @@ def irreducible_store(
         "progress": progress,
     }
     make_model, train = recipe.models[recipe.irreducible_model], splits.train
-    if "group_irreducible_loss" in recipe.facts.needs:
+    if grouped:
         store = fit_group_irreducible_loss(
             make_model,
             splits.holdout,
@@ -85,8 +88,25 @@ def irreducible_store(
         if recipe.facts.lr_ratio is not None:
             options["save_model"] = out / MODEL
         store = fit_irreducible_loss(make_model, splits.holdout, splits.scored, **options)
+    config = out / CONFIG
+    if config.exists():  # before it is saved: a store that no config names is none of this run
+        named = read_json(config, sealed=True) | {"irreducible_loss": store.checksum}
+        write_json(config, named, sealed=True)
     store.save(out / STORE)
     return store
+
+
+def _require_own(store: IrreducibleLossStore, out: Path, scored: TensorSet | TokenSet) -> None:
+    """Raise StoreError unless ``store`` is of ``scored``, and is that of the run in ``out``."""
+    config = out / CONFIG
+    named = read_json(config, sealed=True).get("irreducible_loss") if config.exists() else None
+    if not store.fingerprint or (config.exists() and named != store.checksum):
+        raise StoreError(
+            f"{out / STORE} was not fitted by this run: its checksum is {store.checksum}, the run "
+            f"names {named or 'none'}; its fingerprint is {store.fingerprint!r}. Copied from "
+            "elsewhere? Put the run's own back, or delete it and resume, to have it fitted again."
+        )
+    store.check_data(scored.ids, scored.targets)
 
 
 def make_plan(

@@ -65,14 +65,10 @@ class SealedLog:
         self._end += len(sealed)
         self._seals = seals
 
-    @property
     def mark(self) -> Mark:
-        """All that was appended so far."""
-        return {"bytes": self._end, "digest": self._seals.digest}
-
-    def sync(self) -> None:
-        """Returns when the disk has all that was appended."""
+        """All that was appended so far, once the disk has it."""
         os.fsync(self._file.fileno())
+        return {"bytes": self._end, "digest": self._seals.digest}
 
     def close(self) -> None:
         """Close the file."""

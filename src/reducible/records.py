@@ -219,10 +219,9 @@ class PickWriter:
         self._steps, self._rows = [], []
         self._stream.send(columns, lambda columns: _batch(steps, lengths, columns))
 
-    @property
     def mark(self) -> Mark:
-        """All that was flushed so far."""
-        return self._stream.mark
+        """All that was flushed so far, once the disk has it."""
+        return self._stream.mark()
 
     def close(self) -> None:
         """Flush, and close the file."""
@@ -300,10 +299,9 @@ class MetricsWriter:
             )
         self._log.append(_line(dict(metrics)))
 
-    @property
     def mark(self) -> Mark:
-        """All that was written so far."""
-        return self._log.mark
+        """All that was written so far, once the disk has it."""
+        return self._log.mark()
 
     def close(self) -> None:
         """Close the file."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from reducible.evaluation import evaluate
 from reducible.files import locked
 from reducible.info_records import INFO, PICKS, StepWriter
 from reducible.ingredients import (
+    CONFIG,
     MODEL,
     PLAN,
     STORE,
@@ -138,7 +140,7 @@ class Run:
     def _start(self, store: IrreducibleLossStore | None) -> dict[str, Any]:
         refuse_used_folder(self.out)
         write_json(
-            self.out / "config.json",
+            self.out / CONFIG,
             {
                 "recipe": self.recipe.name,
                 "settings": asdict(self.recipe),
@@ -154,6 +156,7 @@ class Run:
         return self._go(store, checkpoint=None)
 
     def _resume(self) -> dict[str, Any]:
+        require_settings(self.out, self.recipe, self.seed)
         if (self.out / "summary.json").exists():
             return read_json(self.out / "summary.json", sealed=True)
         checkpoint = newest_sound(self.out)
@@ -266,7 +269,7 @@ class Run:
                     if due and batches.step < self.steps:
                         state = parts.state(self.curve) | {"logs": _marks(steps, metrics)}
                         checkpoints.save(self.out, state, step=batches.step)
-                        stop.raise_if_asked()
+                        stop.raise_if_asked(self.out)
                 if batches.step == self.steps:
                     break
 
@@ -381,7 +384,7 @@ class _Parts:
 def _marks(steps: StepWriter, metrics: MetricsWriter) -> dict[str, Mark]:
     """All that was logged so far, by file name; it is in the files then."""
     steps.flush()
-    return steps.marks() | {METRICS: metrics.mark}
+    return steps.marks() | {METRICS: metrics.mark()}
 
 
 def newest_sound(out: Path) -> dict[str, Any] | None:
@@ -403,6 +406,24 @@ def newest_sound(out: Path) -> dict[str, Any] | None:
             why = f"{', '.join(changed)} in {out} changed since {path.name} was written."
         warnings.warn(f"{why} The run goes on from before it.", stacklevel=3)
     return None
+
+
+def require_settings(out: Path, recipe: Recipe, seed: int) -> dict[str, Any]:
+    """The config of the run in ``out``; raises ConfigurationError if it is of other settings."""
+    if not (out / CONFIG).exists():
+        raise ConfigurationError(
+            f"{out} holds no run: there is no {CONFIG}. Name the folder that was given as --out."
+        )
+    config = read_json(out / CONFIG, sealed=True)
+    then = config["settings"] | {"seed": config["seed"]}
+    now = json.loads(json.dumps(asdict(recipe))) | {"seed": seed}
+    changed = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+    if changed:
+        raise ConfigurationError(
+            f"the run in {out} was begun with other settings than {recipe.name} has now "
+            f"({', '.join(changed)}). Name another folder, or remove this one yourself."
+        )
+    return config
 
 
 def final_accuracy(curve: list[list[float]], *, evaluations: int = _FINAL_EVALUATIONS) -> float:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
-
-import torch
 
 from reducible.loaders import batch_size_of
 from reducible.measure import Scoring
@@ -17,13 +14,13 @@ from reducible.stores import (
     fingerprint,
     has_distinct_ids,
     ids_of,
+    known_length,
     labels_of,
 )
 from reducible.types import ConfigurationError
 
 VERSION = 1
 """Of the states of a SelectingLoader: raised when their meaning changes."""
-_SAMPLE = 1024  # values of a store that tell it from another: a table may lie on a disk
 _AT_MOST = 1 << 22  # rows whose ids and labels are hashed: about a second
 
 
@@ -49,7 +46,7 @@ def belongings(
         shadows: the same.
         scoring: all settings.
         task: by its class.
-        store: by its fingerprint and a sample of its values.
+        store: by its digest.
         parts: anything else that is there or not.
     """
     return {
@@ -61,7 +58,7 @@ def belongings(
         "task": type(task).__name__,
         "batch size": batch_size_of(loader),
         "data": _data(getattr(loader, "dataset", None)),
-        "store": None if store is None else _store(store),
+        "store": None if store is None else store.digest,
     } | {name: part is not None for name, part in parts.items()}
 
 
@@ -121,15 +118,9 @@ def _rule(rule: Selector) -> str:
 
 def _data(dataset: Any) -> str | None:
     """The fingerprint of a data set that carries distinct ids, its length of others; None: none."""
-    if dataset is None or not hasattr(dataset, "__len__"):
+    rows = known_length(dataset)
+    if rows is None:
         return None
-    if len(dataset) > _AT_MOST or not has_distinct_ids(dataset):
-        return f"n={len(dataset)}"
+    if rows > _AT_MOST or not has_distinct_ids(dataset):
+        return f"n={rows}"
     return fingerprint(ids_of(dataset), labels_of(dataset))
-
-
-def _store(store: IrreducibleLossStore) -> str:
-    places = torch.linspace(0, len(store) - 1, min(len(store), _SAMPLE)).long()
-    values = store.values.index_select(0, places).contiguous()
-    sample = hashlib.blake2b(values.numpy().tobytes(), digest_size=8).hexdigest()
-    return f"{store.fingerprint};values={sample}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import final
 
@@ -19,6 +21,8 @@ class Stopped(SystemExit):
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
         self.number = number
+        self.folder: Path | None = None
+        """Of a run that wrote a checkpoint."""
 
 
 @final
@@ -32,16 +36,19 @@ class Stopping:
     def __init__(self) -> None:
         self._number: int | None = None
         self._waits = False
+        self._process = os.getpid()
 
     @property
     def asked(self) -> bool:
         """Whether a signal has come that was kept."""
         return self._number is not None
 
-    def raise_if_asked(self) -> None:
-        """Raise the ``Stopped`` of a signal that was kept."""
+    def raise_if_asked(self, folder: Path) -> None:
+        """Raise the ``Stopped`` of a signal that was kept, for a run in ``folder``."""
         if self._number is not None:
-            raise Stopped(self._number)
+            stopped = Stopped(self._number)
+            stopped.folder = folder
+            raise stopped
 
     @contextmanager
     def later(self) -> Iterator[None]:
@@ -53,6 +60,10 @@ class Stopping:
             self._waits = False
 
     def _handle(self, number: int, _: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a worker that was forked and got the handler with it
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         if self.asked or not self._waits:
             raise Stopped(number)
         self._number = number
@@ -60,12 +71,16 @@ class Stopping:
 
 @contextmanager
 def stopping() -> Iterator[Stopping]:
-    """Notices signals in the body; only in the main thread, as others get none."""
+    """Notices signals in the body; only in the main thread, as others get none.
+
+    A signal that is ignored stays so.
+    """
     noticed = Stopping()
     if threading.current_thread() is not threading.main_thread():
         yield noticed
         return
-    before = {number: signal.signal(number, noticed._handle) for number in _SIGNALS}
+    heard = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, noticed._handle) for number in heard}
     try:
         yield noticed
     finally:

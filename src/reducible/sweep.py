@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import platform
+import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -26,7 +26,8 @@ from reducible.files import locked
 from reducible.provenance import current_commit, versions
 from reducible.recipe import Recipe
 from reducible.records import read_json, write_json
-from reducible.run import Run
+from reducible.run import Run, require_settings
+from reducible.stopping import Stopped, stopping
 from reducible.types import ConfigurationError
 
 _SUMMARY = (
@@ -47,6 +48,7 @@ def run_sweep(
     work: Path,
     results: Path,
     processes: int = 2,
+    checkpoint_every: int = 500,
     progress: bool = True,
 ) -> list[Path]:
     """Run every recipe with every seed; returns the results files, one per recipe.
@@ -55,41 +57,41 @@ def run_sweep(
     checkpoint, so a sweep can be killed and started again. A recipe's results file is written anew
     whenever one of its runs finishes.
 
+    SIGTERM and SIGINT have the runs write checkpoints, and raise ``stopping.Stopped``.
+
     Args:
         recipes: what to run.
         seeds: of each.
         work: folder of the run folders.
         results: folder of the results files, ``<recipe>/<commit>.json``.
         processes: runs at a time, each with one thread.
+        checkpoint_every: of each, see Run.
         progress: say beforehand how long it takes, and show a bar.
     """
     if not seeds or not recipes:
         raise ConfigurationError("a sweep needs at least one recipe and one seed.")
     seeds, recipes = sorted(set(seeds)), list({recipe.name: recipe for recipe in recipes}.values())
-    with locked(work):
-        return _sweep(recipes, seeds, work, results, processes=processes, progress=progress)
+    with locked(work), stopping():
+        jobs = [(recipe, seed) for seed in seeds for recipe in recipes]
+        todo = [_Job(r, s, _folder(work, r, s), checkpoint_every) for r, s in jobs]
+        todo = [job for job in todo if not _finished(work, job.recipe, job.seed)]
+        commit = current_commit()
+        if progress:
+            seconds = sum(_costs([job[:2] for job in todo], jobs, work=work)) / processes
+            Console(stderr=True).print(
+                f"{len(todo)} of {len(jobs)} runs to do, about {seconds / 60:.0f} minutes."
+            )
+        with closing(_run_all(todo, len(jobs), processes=processes, progress=progress)) as running:
+            for recipe in running:
+                collect(recipe, seeds, work=work, results=results, commit=commit)
+        return [_up_to_date(r, seeds, work=work, results=results, commit=commit) for r in recipes]
 
 
-def _sweep(
-    recipes: Sequence[Recipe],
-    seeds: Sequence[int],
-    work: Path,
-    results: Path,
-    *,
-    processes: int,
-    progress: bool,
-) -> list[Path]:
-    jobs = [(recipe, seed) for seed in seeds for recipe in recipes]
-    todo = [(r, s) for r, s in jobs if not _finished(work, r, s)]
-    commit = current_commit()
-    if progress:
-        seconds = sum(_costs(todo, jobs, work=work))
-        Console(stderr=True).print(
-            f"{len(todo)} of {len(jobs)} runs to do, about {seconds / processes / 60:.0f} minutes."
-        )
-    for recipe in _run_all(todo, len(jobs), work=work, processes=processes, progress=progress):
-        collect(recipe, seeds, work=work, results=results, commit=commit)
-    return [_up_to_date(r, seeds, work=work, results=results, commit=commit) for r in recipes]
+class _Job(NamedTuple):
+    recipe: Recipe
+    seed: int
+    folder: Path
+    checkpoint_every: int
 
 
 def _up_to_date(
@@ -105,8 +107,8 @@ def _up_to_date(
 
 
 def _run_all(
-    todo: Sequence[tuple[Recipe, int]], jobs: int, *, work: Path, processes: int, progress: bool
-) -> Iterator[Recipe]:
+    todo: Sequence[_Job], jobs: int, *, processes: int, progress: bool
+) -> Generator[Recipe]:
     """Run what is to do of ``jobs`` runs, side by side; yields the recipe of each as it ends."""
     columns = (
         TextColumn("{task.description}"),
@@ -114,17 +116,13 @@ def _run_all(
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    context = multiprocessing.get_context("spawn")
     with (
         Progress(*columns, disable=not progress) as bar,
         _one_thread_each(),
-        ProcessPoolExecutor(processes, mp_context=context, initializer=_begin_worker) as pool,
+        _workers(processes) as pool,
     ):
         shown = bar.add_task("sweep", total=jobs, completed=jobs - len(todo))
-        running: dict[Future[None], Recipe] = {
-            pool.submit(_run, recipe, seed, _folder(work, recipe, seed)): recipe
-            for recipe, seed in todo
-        }
+        running: dict[Future[None], Recipe] = {pool.submit(_run, job): job.recipe for job in todo}
         for future in as_completed(running):
             future.result()
             bar.advance(shown)
@@ -148,7 +146,7 @@ def collect(
             runs.append(
                 {
                     "seed": seed,
-                    "commit": _commit_of(path.parent, recipe),
+                    "commit": require_settings(path.parent, recipe, seed)["commit"],
                     "curve": summary["curve"],
                     "ledger": summary["ledger"],
                     "summary": short,
@@ -173,25 +171,6 @@ def collect(
         },
     )
     return path
-
-
-def _commit_of(folder: Path, recipe: Recipe) -> str | None:
-    """The commit that a finished run was made by; None if it does not say.
-
-    Raises:
-        ConfigurationError: it was made with other settings than the recipe of that name has now.
-    """
-    path = folder / "config.json"
-    config = read_json(path) if path.exists() else {}
-    then, now = config.get("settings"), json.loads(json.dumps(asdict(recipe)))
-    if then is not None and then != now:
-        names = {*then, *now}
-        changed = sorted(n for n in names if then.get(n) != now.get(n))
-        raise ConfigurationError(
-            f"{folder} was run when {recipe.name} had other settings ({', '.join(changed)}), so it "
-            "is no result of it. Name another --work, or remove that folder."
-        )
-    return config.get("commit")
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -236,25 +215,60 @@ def _finished(work: Path, recipe: Recipe, seed: int) -> bool:
     return (_folder(work, recipe, seed) / "summary.json").exists()
 
 
-def _run(recipe: Recipe, seed: int, folder: Path) -> None:
-    run = Run(recipe, folder, seed=seed, progress=False)
-    if (folder / "config.json").exists():
+@contextmanager
+def _workers(processes: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes for the runs; where the body fails, they write checkpoints and start no other."""
+    context = multiprocessing.get_context("spawn")
+    heard, told = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(
+        processes, mp_context=context, initializer=_begin_worker, initargs=(heard,)
+    )
+    try:
+        yield pool
+    except BaseException:
+        told.send_bytes(b"stop")
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+        heard.close()
+        told.close()
+
+
+_told_to_stop = threading.Event()  # in a worker: start no other run
+
+
+def _run(job: _Job) -> None:
+    if _told_to_stop.is_set():
+        raise Stopped(signal.SIGTERM)
+    run = Run(
+        job.recipe,
+        job.folder,
+        seed=job.seed,
+        progress=False,
+        checkpoint_every=job.checkpoint_every,
+    )
+    if (job.folder / "config.json").exists():
         run.resume()
     else:
         run.start()
 
 
-def _begin_worker() -> None:
+def _begin_worker(heard: Connection) -> None:
     """Has this process end with the sweep, also if that is killed, and use one thread."""
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's goes to all; the sweep tells
+    threading.Thread(target=_end_with_parent, args=(heard,), daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(heard: Connection) -> None:
+    """Send this process SIGTERM when the sweep says so, and end it when the sweep is gone."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
+    assert parent is not None
+    if parent.sentinel not in wait([parent.sentinel, heard]):
+        _told_to_stop.set()
+        signal.raise_signal(signal.SIGTERM)
         wait([parent.sentinel])
-        os._exit(1)
+    os._exit(1)
 
 
 @contextmanager

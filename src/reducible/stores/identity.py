@@ -219,6 +219,14 @@ def ids_of(dataset: Any) -> Tensor:
     return ids
 
 
+def known_length(dataset: Any) -> int | None:
+    """How many items a data set has; None if it does not tell, as one of streams does not."""
+    try:
+        return len(dataset)
+    except TypeError:
+        return None
+
+
 def origin_of(dataset: Any) -> Any:
     """What the ids of a data set count: equal origins mean equal ids are the same example."""
     base, _ = _base(dataset)

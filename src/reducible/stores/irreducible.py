@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -9,13 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, final
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from reducible.stores import layout
 from reducible.stores.identity import fingerprint as make_fingerprint
 from reducible.stores.identity import require_ids
-from reducible.types import ReducibleError, StoreError, name_ids, require_between
+from reducible.types import StoreError, name_ids, require_between
 
 
 @final
@@ -25,6 +25,12 @@ class IrreducibleLossStore:
     A NaN marks an id that was never scored; looking it up raises. Dense ids (0 … N−1) cost no
     index. A loaded store is memory-mapped, so its size is bounded by the disk, not by memory.
 
+    What a file holds is checked when it is loaded, by reading it through once: see ``load``. Each
+    look-up then asks the system whether the file is the one that was loaded, before it touches the
+    mapping; a file that was cut or written to in place raises StoreError. Only a change between
+    that question and the reading of a page is not seen: a cut may then end the process (SIGBUS).
+    Replacing the file by renaming, as ``save`` does, or deleting it, does no harm.
+
     Attributes:
         fingerprint: which data set, split and labelling it is of; empty: unchecked.
         header: what fitting recorded (model, checkpoint rule, cost, …); JSON types only.
@@ -33,12 +39,16 @@ class IrreducibleLossStore:
     def __init__(
         self, values: Tensor, ids: Tensor | None, fingerprint: str, header: Mapping[str, Any]
     ) -> None:
+        _require_metadata(fingerprint, header)
         self._values = values  # [N] or [N, G] float32 on the CPU
         self._ids = ids  # [N] int64 ascending, or None where ids are 0 … N−1
         self.fingerprint = fingerprint
         self.header = dict(header)
+        self._mapped: layout.Mapped | None = None
+        self._checksum: str | None = None
+        self._digest: str | None = None
         pieces = values.view(-1).split(layout.CHUNK)
-        self._complete = not any(math.isnan(float(piece.sum())) for piece in pieces)
+        self._complete = not any(_holds_nan(piece) for piece in pieces)
 
     @classmethod
     def from_tensor(
@@ -58,17 +68,16 @@ class IrreducibleLossStore:
             header: anything JSON takes.
 
         Raises:
-            StoreError: shapes do not fit, no rows, an infinite value.
+            StoreError: shapes do not fit, no rows, an infinite value; a header that JSON does not
+                take, or whose seconds, flops or noise floor are none.
             DataError: ids that are not int64, negative, or twice.
         """
-        if values.dim() not in (1, 2) or values.shape[0] == 0 or not values.is_floating_point():
+        if values.dim() not in (1, 2) or values.numel() == 0 or not values.is_floating_point():
             raise StoreError(
                 f"irreducible losses must be floating, [N] or [N, G] with N ≥ 1; got "
                 f"{values.dtype} of shape {tuple(values.shape)}."
             )
         values = values.detach().to("cpu", torch.float32).contiguous()
-        for piece in values.view(-1).split(layout.CHUNK):
-            _require_no_infinity(piece)
         if ids is not None:
             ids = ids.detach().cpu()
             if ids.shape != values.shape[:1]:
@@ -112,6 +121,7 @@ class IrreducibleLossStore:
             StoreError: an id that the store does not hold, or that was never scored.
         """
         where = ids if ids.is_cpu else ids.cpu()
+        self._require_unchanged()
         if self._ids is None:
             try:
                 found = self._values.index_select(0, where)  # [B] or [B, G]
@@ -130,6 +140,40 @@ class IrreducibleLossStore:
                 "Fit irreducible losses on all of the train set."
             )
         return found if ids.is_cpu else found.to(ids.device)
+
+    def _require_unchanged(self) -> None:
+        if self._mapped is not None:
+            self._mapped.require_unchanged()
+
+    @property
+    def digest(self) -> str:
+        """Digest of fingerprint, size and up to 4096 evenly spaced rows; what a loop's state names.
+
+        The same of a store in memory and of its file, however it was fitted and at what cost.
+        """
+        if self._digest is None:
+            self._require_unchanged()
+            rows = torch.linspace(0, len(self) - 1, min(len(self), 4096), dtype=torch.float64)
+            rows = rows.round().long()
+            found = hashlib.blake2b(digest_size=8)
+            found.update(f"{self.fingerprint} {tuple(self._values.shape)};".encode())
+            found.update((rows if self._ids is None else self._ids[rows]).numpy().data)
+            found.update(self._values[rows].numpy().data)
+            self._digest = found.hexdigest()
+        return self._digest
+
+    @property
+    def checksum(self) -> str:
+        """Checksum of all that its file holds or would hold, the header included."""
+        if self._checksum is None:
+            self._checksum = layout.checksum_of(
+                self._tensors, fingerprint=self.fingerprint, header=self.header
+            )
+        return self._checksum
+
+    @property
+    def _tensors(self) -> dict[str, Tensor]:
+        return {"values": self._values} | ({} if self._ids is None else {"ids": self._ids})
 
     def _unknown(self, ids: Tensor) -> StoreError:
         return StoreError(
@@ -171,53 +215,91 @@ class IrreducibleLossStore:
         Written to a temporary file beside it, flushed to disk, then renamed. Where that fails
         (a full disk), the temporary file is removed and a previous store stays.
         """
-        tensors = {"values": self._values} | ({} if self._ids is None else {"ids": self._ids})
-        columns = {name: layout.Column.of(tensor) for name, tensor in tensors.items()}
+        self._require_unchanged()
+        columns = {name: layout.Column.of(tensor) for name, tensor in self._tensors.items()}
         layout.write(path, columns, fingerprint=self.fingerprint, header=self.header)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> IrreducibleLossStore:
-        """Open a saved store, memory-mapped, after verifying its checksum.
+        """Open a saved store, memory-mapped, after verifying its checksum and its contents.
+
+        All of the file is read once, in pieces: that it is as it was written, and that it holds
+        what ``from_tensor`` takes: shapes and dtypes, no infinite value, ids that ascend from 0
+        or more, a header in JSON. Whether values are there (no NaN) is seen as they are looked up.
 
         Raises:
             StoreError: the file is truncated, damaged, or not such a store.
+            FileNotFoundError: there is none.
         """
-        damaged = f"{path} is not a readable store of irreducible losses"
+        found = layout.read(path)
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
-            raise StoreError(f"{damaged} ({error}): truncated or damaged. Fit it again.") from error
-        if metadata.get("format") != layout.FORMAT or "values" not in tensors:
-            raise StoreError(f"{damaged}: its format is {metadata.get('format')!r}.")
-        if layout.checksum(tensors, metadata) != metadata.get("checksum"):
-            raise StoreError(f"{damaged}: its checksum does not match. Fit it again.")
-        try:
-            header = json.loads(metadata["header"])
-            _require_sound(tensors, header)
-            return cls(tensors["values"], tensors.get("ids"), metadata["fingerprint"], header)
-        except (ReducibleError, KeyError, ValueError) as error:
-            raise StoreError(f"{damaged}: {error} It was written by something else.") from error
+            values, ids = _columns(found.tensors)
+            store = cls(values, ids, found.fingerprint, found.header)
+        except StoreError as error:
+            raise StoreError(
+                f"{path} is not a readable store of irreducible losses: {error} Fit it again."
+            ) from error
+        store._mapped, store._checksum = found.mapped, found.checksum
+        return store
 
 
-def _require_sound(tensors: Mapping[str, Tensor], header: Any) -> None:
-    """Raise unless the contents are what ``from_tensor`` makes, sorted by ids."""
+def _columns(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Values and ids of a file; raises StoreError unless they are as ``save`` writes them."""
+    if not {"values"} <= set(tensors) <= {"values", "ids"}:
+        raise StoreError(f"it holds {sorted(tensors)}, in place of values and perhaps ids.")
     values, ids = tensors["values"], tensors.get("ids")
-    if values.dtype != torch.float32 or values.dim() not in (1, 2) or values.shape[0] == 0:
-        raise StoreError(f"its values are {values.dtype} of shape {tuple(values.shape)}.")
-    for piece in values.view(-1).split(layout.CHUNK):
-        _require_no_infinity(piece)
-    if not isinstance(header, dict):
-        raise StoreError(f"its header is of type {type(header).__name__}.")
+    if values.dim() not in (1, 2) or values.numel() == 0 or values.dtype != torch.float32:
+        raise StoreError(
+            f"its values are {values.dtype} of shape {tuple(values.shape)}, not float32 [N] or "
+            "[N, G]."
+        )
     if ids is None:
-        return
+        return values, None
     if ids.dtype != torch.int64 or ids.shape != values.shape[:1]:
-        raise StoreError(f"its ids are {ids.dtype} of shape {tuple(ids.shape)}.")
-    if int(ids[0]) < 0 or not bool((ids[1:] > ids[:-1]).all()):
-        raise StoreError("its ids are not ascending from 0, each once.")
+        raise StoreError(
+            f"its ids are {ids.dtype} of shape {tuple(ids.shape)} for {len(values)} rows of values."
+        )
+    last = -1
+    for piece in ids.split(layout.CHUNK):
+        if int(piece[0]) <= last or not bool((piece[1:] > piece[:-1]).all()):
+            raise StoreError("its ids do not ascend from 0 or more, as they are saved.")
+        last = int(piece[-1])
+    return values, ids
+
+
+def _require_metadata(fingerprint: object, header: object) -> None:
+    """Raise StoreError unless they are text, and entries that JSON takes, known ones of their kind.
+
+    Entries that others read are ``seconds``, ``flops`` and ``noise_floor``.
+    """
+    if not isinstance(fingerprint, str):
+        raise StoreError(f"a fingerprint is text, got {type(fingerprint).__name__}.")
+    if not isinstance(header, Mapping) or not all(isinstance(key, str) for key in header):
+        raise StoreError(f"a header is a mapping by text, got {type(header).__name__}.")
+    try:
+        json.dumps(dict(header))
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"a header holds what JSON takes, and this one not ({error}).") from error
+    for name in ("seconds", "flops"):
+        if name in header and not _is_amount(header[name]):
+            raise StoreError(f"{name} in a header must be a number ≥ 0, got {header[name]!r}.")
+    floor = header.get("noise_floor") or []
+    if not isinstance(floor, list | tuple) or not all(map(_is_amount, floor)):
+        raise StoreError(f"noise_floor in a header must be a list of numbers ≥ 0, got {floor!r}.")
+
+
+def _is_amount(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) and value >= 0
+
+
+def _holds_nan(values: Tensor) -> bool:
+    """Whether some of ``values`` is NaN; raises StoreError if one is infinite."""
+    if math.isfinite(float(values.sum())):
+        return False  # a sum with NaN or an infinity in it is never finite
+    _require_no_infinity(values)
+    return bool(values.isnan().any())
 
 
 def write_in_pieces(
