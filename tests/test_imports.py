@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ SOURCE = Path(reducible.__file__).parent
 
 _ABOVE_LOOP = (
     "types files seals checkpoints streams schedules scores picks structure selectors labels "
-    "fetching copies floors stores tasks measure scorers ledger fitting irreducible plans gate "
+    "fetching copies floors stores tasks scoring scorers ledger fitting irreducible plans gate "
     "distributed loaders workers reader group_holdout measuring epochs inspection seeds keep "
     "passes chosen hindsight gating assembly states"
 )
@@ -45,35 +46,35 @@ ALLOWED = {
     "selectors": "types schedules scores picks",
     "stores": "types files streams labels fetching",
     "tasks": "types labels",
-    "measure": "types structure tasks stores",
-    "scorers": "types tasks measure",
+    "scoring": "types structure tasks stores",
+    "scorers": "types tasks scoring",
     "copies": "types",
     "floors": "",
-    "fitting": "types checkpoints copies floors structure stores tasks measure ledger loaders",
+    "fitting": "types checkpoints copies floors structure stores tasks scoring ledger loaders",
     "irreducible": (
-        "types checkpoints copies floors structure stores tasks scorers measure ledger loaders "
+        "types checkpoints copies floors structure stores tasks scorers scoring ledger loaders "
         "fitting"
     ),
     "plans": "types checkpoints floors labels stores",
     "gate": "types",
     "distributed": "types picks",
-    "group_holdout": "types structure stores tasks measure",
-    "measuring": "types structure stores tasks selectors scorers measure ledger group_holdout",
-    "epochs": "types structure stores tasks selectors measure ledger loaders",
+    "group_holdout": "types structure stores tasks scoring",
+    "measuring": "types structure stores tasks selectors scorers scoring ledger group_holdout",
+    "epochs": "types structure stores tasks selectors scoring ledger loaders",
     "inspection": "types stores tasks",
     "seeds": "",
     "keep": "types",
     "chosen": "",
     "hindsight": "types selectors ledger measuring",
-    "gating": "types structure tasks selectors measure gate ledger measuring seeds",
+    "gating": "types structure tasks selectors scoring gate ledger measuring seeds",
     "passes": (
         "types keep ledger loaders reader inspection selectors stores structure epochs seeds"
     ),
     "assembly": (
-        "types stores tasks selectors scorers measure ledger loaders group_holdout measuring "
+        "types stores tasks selectors scorers scoring ledger loaders group_holdout measuring "
         "epochs gate gating keep"
     ),
-    "states": "types selectors stores measure loaders",
+    "states": "types selectors stores scoring loaders",
     "loop": _ABOVE_LOOP,
     "tally": "types",
     "logs": "types files seals",  # types inside functions only: see the test below
@@ -84,22 +85,20 @@ ALLOWED = {
     "data": "types loaders",
     "models": "types",
     "encoders": "types",
-    "recipe": "types tasks measure models encoders selectors",
+    "recipe": "types tasks scoring models encoders selectors",
     "splits": "types data models encoders irreducible recipe seeds",
     "ingredients": f"{_ABOVE_LOOP} records data models recipe splits",
-    "evaluation": "tasks measure data",
+    "evaluation": "tasks scoring data",
     "stopping": "",
     "provenance": "",
     "run": f"{_ABOVE_RUN} stopping provenance tally recipe splits ingredients evaluation",
     "checking": f"{_ABOVE_RUN} ingredients recipe run",
     "sweep": f"{_ABOVE_RUN} stopping provenance recipe run",
     "recipes": f"{_ABOVE_RUN} recipe run",
-    "break_even": "types structure stores tasks measure",
-    "fidelity": (
-        "types structure stores tasks selectors scorers measure ledger measuring break_even"
-    ),
-    "bench": f"{_ABOVE_RUN} run break_even fidelity",
-    "pages": "types measure selectors",
+    "payoff": "types structure stores tasks scoring",
+    "fidelity": ("types structure stores tasks selectors scorers scoring ledger measuring payoff"),
+    "bench": f"{_ABOVE_RUN} run payoff fidelity",
+    "pages": "types scoring selectors",
     "report": "records info_records",
     "demo": f"{_ABOVE_RUN} stopping provenance run recipes report",
     "cli": "*",
@@ -190,6 +189,12 @@ def test_no_file_imports_itself_by_way_of_others() -> None:
         graph[name] = {m for n in found for m in (n, n.rpartition(".")[0]) if m in modules} - {name}
     assert sum(map(len, graph.values())) > 30  # the walk found imports at all
     TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_no_function_hides_the_module_of_its_name() -> None:
+    modules = {path.stem for path in SOURCE.iterdir() if path.suffix in ("", ".py")}
+    hidden = modules.intersection(reducible.__all__)
+    assert [n for n in hidden if not inspect.ismodule(getattr(reducible, n))] == []
 
 
 def test_records_reach_for_types_only_where_an_error_is_raised() -> None:

@@ -142,13 +142,13 @@ def test_a_killed_process_leaves_no_lock(start, workers: str, tmp_path: Path) ->
     out = tmp_path / "run"
     child = start("-m", "reducible", *_arguments(out, workers=workers))
     _until(lambda: list(out.glob("picks.arrow")), "the run did not begin")
-    settings = _recipe(workers=workers, steps="20", evaluate_every="20")
+    run = Run(_recipe(workers=workers), out, max_steps=20, progress=False)
     with pytest.raises(rd.ConfigurationError, match=f"run is in use by process {child.pid}; noth"):
-        Run(settings, out, progress=False).resume()
+        run.resume()
     child.kill()
     child.wait()
     (out / ".picks.arrow.123.tmp").write_bytes(b"half of")
-    Run(settings, out, progress=False).resume()  # loader workers may outlive the run by seconds
+    run.resume()  # loader workers may outlive the run by seconds
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
 
 

@@ -6,7 +6,6 @@ not yet learnt. ``SelectingLoader`` wraps a loader; ``selector(name)`` gives a r
 """
 
 from reducible import scores
-from reducible.break_even import BreakEven, break_even
 from reducible.chosen import Chosen
 from reducible.gate import Gate
 from reducible.irreducible import (
@@ -17,9 +16,10 @@ from reducible.irreducible import (
 )
 from reducible.ledger import Ledger
 from reducible.loop import SelectingLoader, weighted_mean
-from reducible.measure import Scoring, measure
+from reducible.payoff import BreakEven, break_even
 from reducible.plans import Plan, noise_floor_loss
 from reducible.scorers import CoTrained, early_exit
+from reducible.scoring import Scoring, measure
 from reducible.selectors import SELECTORS, Chain, Scheduled, Scored, Selector, selector
 from reducible.stores import IrreducibleLossStore, WithIds
 from reducible.structure import register_batch_type

@@ -15,9 +15,9 @@ from reducible.group_holdout import GroupHoldoutLoss
 from reducible.keep import check_keep, rows_to_keep
 from reducible.ledger import Ledger
 from reducible.loaders import batch_size_of, index_batches
-from reducible.measure import Scoring
 from reducible.measuring import Measuring
 from reducible.scorers import CoTrained
+from reducible.scoring import Scoring
 from reducible.selectors import Selector
 from reducible.stores import (
     IrreducibleLossStore,

@@ -292,7 +292,7 @@ def break_even(
     import importlib
     import sys
 
-    from reducible.break_even import break_even as measure_it
+    from reducible.payoff import break_even as measure_it
     from reducible.types import ConfigurationError
 
     with _plain_errors():

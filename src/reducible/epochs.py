@@ -18,7 +18,7 @@ from torch.utils.data import (
 )
 
 from reducible.loaders import index_batches
-from reducible.measure import Scoring, measure
+from reducible.scoring import Scoring, measure
 from reducible.selectors import Selector
 from reducible.stores import LossMemory, ids_of, require_ids
 from reducible.structure import to_device

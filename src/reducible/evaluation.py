@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from reducible.data import TensorSet, TokenSet
-from reducible.measure import without_graph
+from reducible.scoring import without_graph
 from reducible.tasks import Classification, SequenceClassification
 
 

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from reducible.break_even import times_in_turn
 from reducible.ledger import Ledger
-from reducible.measure import Scoring, measure
 from reducible.measuring import Measuring
+from reducible.payoff import times_in_turn
 from reducible.scorers import CoTrained
+from reducible.scoring import Scoring, measure
 from reducible.selectors import selector
 from reducible.stores import IrreducibleLossStore, LossMemory
 from reducible.structure import gather, to_device

@@ -20,7 +20,7 @@ from reducible.copies import input_hashes
 from reducible.floors import learned_noise
 from reducible.ledger import Ledger
 from reducible.loaders import batches_of
-from reducible.measure import without_graph
+from reducible.scoring import without_graph
 from reducible.stores import (
     LABEL_SAMPLE,
     IrreducibleLossStore,

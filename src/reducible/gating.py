@@ -21,8 +21,8 @@ from reducible.gate import (
     random_progress,
 )
 from reducible.ledger import Ledger
-from reducible.measure import Scoring, measure
 from reducible.measuring import Measuring
+from reducible.scoring import Scoring, measure
 from reducible.seeds import stream_seed
 from reducible.selectors import Selector
 from reducible.structure import gather, to_device

@@ -9,7 +9,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from reducible.measure import group_losses
+from reducible.scoring import group_losses
 from reducible.structure import to_device
 from reducible.tasks import Task
 from reducible.types import Candidates, ConfigurationError, SelectionError, require_between

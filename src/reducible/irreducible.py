@@ -21,7 +21,7 @@ from reducible.fitting import (
     candidate_batches,
     subset_of,
 )
-from reducible.measure import without_graph
+from reducible.scoring import without_graph
 from reducible.stores import IrreducibleLossStore, ids_of, labels_of, require_disjoint
 from reducible.tasks import Task
 from reducible.types import Candidates, ConfigurationError, DataError, require_between

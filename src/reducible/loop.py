@@ -24,10 +24,10 @@ from reducible.gate import Gate
 from reducible.hindsight import Hindsight, would_be_told
 from reducible.inspection import inspection_of
 from reducible.ledger import Ledger
-from reducible.measure import Scoring
 from reducible.measuring import Measuring
 from reducible.passes import CandidatePasses, blindly
 from reducible.scorers import CoTrained
+from reducible.scoring import Scoring
 from reducible.seeds import stream_seed
 from reducible.selectors import Choice, Selector
 from reducible.states import VERSION, belongings, require_belongs, require_counts, require_keys

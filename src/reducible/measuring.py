@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from reducible.group_holdout import GroupHoldoutLoss
 from reducible.ledger import Ledger
-from reducible.measure import ONE_PASS, RUNS_THE_MODEL, Asked, Meter, Scoring, least_rows
 from reducible.scorers import CoTrained, Overheard
+from reducible.scoring import ONE_PASS, RUNS_THE_MODEL, Asked, Meter, Scoring, least_rows
 from reducible.selectors import Look, Selector
 from reducible.stores import IrreducibleLossStore, LossMemory
 from reducible.structure import gather

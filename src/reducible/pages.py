@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from reducible.measure import RUNS_THE_MODEL
+from reducible.scoring import RUNS_THE_MODEL
 from reducible.selectors import SELECTORS, Row
 
 _STORED = {"irreducible_loss", "group_irreducible_loss"}

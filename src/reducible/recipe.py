@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple, Self, final
 from torch import nn
 
 from reducible.encoders import TEXT_MODELS
-from reducible.measure import RUNS_THE_MODEL, Scoring
 from reducible.models import MODELS, RESNETS, evidence_of
+from reducible.scoring import RUNS_THE_MODEL, Scoring
 from reducible.selectors import Scheduled, Selector, selector
 from reducible.tasks import Classification, SequenceClassification
 from reducible.types import ConfigurationError, require_between, require_one_of

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from reducible.loaders import batch_size_of
-from reducible.measure import Scoring
+from reducible.scoring import Scoring
 from reducible.selectors import Selector
 from reducible.stores import (
     IrreducibleLossStore,

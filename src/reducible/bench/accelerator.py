@@ -18,9 +18,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from reducible.bench.rows import row
 from reducible.bench.training import adamw
 from reducible.loop import SelectingLoader, weighted_mean
-from reducible.measure import Scoring
 from reducible.models import resnet18
 from reducible.records import PickWriter
+from reducible.scoring import Scoring
 from reducible.selectors import selector
 from reducible.stores import IrreducibleLossStore
 from reducible.types import Candidates

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from reducible.bench.rows import row
-from reducible.break_even import times_in_turn
 from reducible.data import fashion_mnist
 from reducible.irreducible import fit_group_irreducible_loss, fit_irreducible_loss
 from reducible.models import MODELS
+from reducible.payoff import times_in_turn
 
 
 def fitting_costs(*, epochs: int, repeats: int) -> list[dict[str, Any]]:

@@ -12,10 +12,10 @@ from torch import nn
 
 from reducible.bench.rows import row
 from reducible.bench.training import N_B, N_CANDIDATES, adamw, new_model, update
-from reducible.break_even import times_in_turn
 from reducible.data import fashion_mnist
-from reducible.measure import Scoring, measure
+from reducible.payoff import times_in_turn
 from reducible.scorers import CoTrained, early_exit
+from reducible.scoring import Scoring, measure
 from reducible.tasks import Classification
 from reducible.types import Candidates
 

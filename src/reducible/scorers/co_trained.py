@@ -11,7 +11,7 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor, nn
 
-from reducible.measure import Scoring, measure
+from reducible.scoring import Scoring, measure
 from reducible.tasks import Task, per_example
 from reducible.types import Candidates, ConfigurationError, DataError
 

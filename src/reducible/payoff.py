@@ -12,7 +12,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from reducible.measure import Scoring, least_rows, measure
+from reducible.scoring import Scoring, least_rows, measure
 from reducible.structure import gather
 from reducible.tasks import Classification, Task, per_example
 from reducible.types import Candidates, ConfigurationError, DataError, require_between

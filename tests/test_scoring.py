@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import random
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -17,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import reducible as rd
-from reducible.measure import Asked, Meter, group_losses, without_graph
+from reducible import scoring
 from reducible.models import MODELS, mlp
+from reducible.scoring import Asked, Meter, group_losses, without_graph
 from reducible.types import EVIDENCE_FIELDS
 
 B = 6
@@ -469,7 +469,7 @@ def test_passes_are_batched_without_changing_their_number(monkeypatch: pytest.Mo
     assert evidence.require("mc_logits").shape == (5, B, 10)
     assert sum(model.rows) == 5 * B
     assert len(model.rows) == 1
-    monkeypatch.setattr(sys.modules["reducible.measure"], "_ROWS_PER_PASS", 2 * B)
+    monkeypatch.setattr(scoring, "_ROWS_PER_PASS", 2 * B)
     model.rows.clear()
     evidence = rd.measure(model, _candidates(), _needs("mc_logits"), samples=5)
     assert evidence.require("mc_logits").shape == (5, B, 10)

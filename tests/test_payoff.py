@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import reducible as rd
-from reducible.break_even import medians_in_turn
-
-module = importlib.import_module("reducible.break_even")  # the package's name is the function
+from reducible import payoff as module
+from reducible.payoff import medians_in_turn
 
 
 def _model() -> nn.Module:
