@@ -68,12 +68,13 @@ def _lives(group: int) -> bool:
 
 
 SWEEPER = """
-import sys
+import signal, sys
 from pathlib import Path
 from reducible.recipes import recipe
 from reducible.sweep import run_sweep
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run behind
     settings = dict(pair.split("=") for pair in sys.argv[2:])
     chosen, root = recipe("demo/uniform").with_settings(settings), Path(sys.argv[1])
     run_sweep([chosen], [0, 1, 2, 3], work=root / "work", results=root / "out", progress=False)
@@ -113,7 +114,7 @@ def test_a_sweep_that_is_stopped_leaves_checkpoints_and_no_process(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_raised_at_once_or_kept(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
+    was = signal.signal(number, signal.SIG_DFL)  # SIGINT is ignored where tests run behind
     with stopping() as stop:
         with pytest.raises(Stopped) as raised:
             signal.raise_signal(number)
@@ -127,7 +128,12 @@ def test_a_signal_is_raised_at_once_or_kept(number: signal.Signals) -> None:
                 stop.raise_if_asked(Path())
             with pytest.raises(Stopped):
                 signal.raise_signal(number)  # the second does not wait
-    assert signal.getsignal(number) == before
+    assert signal.getsignal(number) == signal.SIG_DFL
+    signal.signal(number, signal.SIG_IGN)
+    with stopping() as stop, stop.later():
+        signal.raise_signal(number)
+        assert not stop.asked
+    signal.signal(number, was)
 
 
 def test_another_thread_gets_no_signals() -> None:

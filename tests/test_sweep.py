@@ -87,7 +87,9 @@ def test_all_runs_are_there_and_complete(swept: Any) -> None:
 def test_runs_of_other_settings_are_no_results(swept: Any, tmp_path: Path) -> None:
     work, _, _ = swept
     changed = replace(TINY, learning_rate=0.5)
-    with pytest.raises(rd.ConfigurationError, match=r"had other settings \(learning_rate\)"):
+    with pytest.raises(
+        rd.ConfigurationError, match=r"with other settings than tiny/uniform has now \(lear"
+    ):
         collect(changed, [3], work=work, results=tmp_path, commit="abc")
 
 
@@ -168,16 +170,13 @@ def test_a_seed_or_recipe_named_twice_is_run_once(
 
         def __init__(self, *_: Any, **__: Any) -> None: ...
 
-        def __enter__(self) -> Inline:
-            return self
+        def shutdown(self, **_: Any) -> None: ...
 
-        def __exit__(self, *_: object) -> None: ...
-
-        def submit(self, _: Any, recipe: Recipe, seed: int, folder: Path) -> Any:
+        def submit(self, _: Any, job: Any) -> Any:
             from concurrent.futures import Future
 
-            asked.append((recipe.name, seed))
-            assert folder == tmp_path / "w" / recipe.name / str(seed)
+            asked.append((job.recipe.name, job.seed))
+            assert job.folder == tmp_path / "w" / job.recipe.name / str(job.seed)
             done: Future[None] = Future()
             done.set_result(None)
             return done
