@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -95,21 +96,26 @@ def test_a_sweep_that_is_stopped_leaves_checkpoints_and_no_process(
         start_new_session=True,  # a signal goes to all of it, as from a terminal
     )
     folders = [tmp_path / "work" / "demo/uniform" / str(seed) for seed in range(4)]
-    give_up = time.monotonic() + 90
-    while not all(f.exists() and f.stat().st_size for f in (p / METRICS for p in folders[:2])):
-        assert sweep.poll() is None
-        assert time.monotonic() < give_up
-        time.sleep(0.01)
-    if number == signal.SIGINT:
-        os.killpg(sweep.pid, number)
-    else:
-        sweep.send_signal(number)
-    assert sweep.wait(60) == 128 + number
-    give_up = time.monotonic() + 30
-    while _lives(sweep.pid):
-        assert time.monotonic() < give_up
-        time.sleep(0.05)
-    assert [len(checkpoints.saved(f)) if f.exists() else 0 for f in folders] == [1, 1, 0, 0]
+    try:
+        give_up = time.monotonic() + 90
+        while not all(f.exists() and f.stat().st_size for f in (p / METRICS for p in folders[:2])):
+            assert sweep.poll() is None
+            assert time.monotonic() < give_up
+            time.sleep(0.01)
+        if number == signal.SIGINT:
+            os.killpg(sweep.pid, number)
+        else:
+            sweep.send_signal(number)
+        assert sweep.wait(60) == 128 + number
+        give_up = time.monotonic() + 30
+        while _lives(sweep.pid):
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+        assert [len(checkpoints.saved(f)) if f.exists() else 0 for f in folders] == [1, 1, 0, 0]
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(sweep.pid, signal.SIGKILL)
+        sweep.wait()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
