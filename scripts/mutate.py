@@ -42,11 +42,31 @@ PARTS = {
         ("tests/scores", "tests/picks", "tests/selectors", "tests/contract"),
     ),
     "loop": (
-        ("loop.py", "passes.py", "loaders.py", "epochs.py"),
-        ("tests/test_loop.py", "tests/test_loaders.py", "tests/test_epochs.py", "tests/golden"),
+        (
+            "loop.py",
+            "passes.py",
+            "loaders.py",
+            "epochs.py",
+            "keep.py",
+            "states.py",
+            "inspection.py",
+        ),
+        (
+            "tests/test_loop.py",
+            "tests/test_loaders.py",
+            "tests/test_epochs.py",
+            "tests/golden",
+            "tests/test_varying_batches.py",
+            "tests/test_states.py",
+            "tests/test_inspection.py",
+        ),
     ),
     "gate": (("gate.py", "gating.py"), ("tests/test_gate.py",)),
-    "plans": (("plans.py",), ("tests/test_plans.py",)),
+    "plans": (("plans.py", "floors.py"), ("tests/test_plans.py", "tests/test_floors.py")),
+    "files": (
+        ("seals.py", "logs.py", "arrow_logs.py", "checkpoints.py"),
+        ("tests/test_records.py", "tests/test_info_records.py", "tests/test_checkpoints.py"),
+    ),
 }
 PATIENCE = 10  # seconds, and times what a test takes; a mutant that loops for ever is caught, too
 

@@ -1,7 +1,7 @@
 """What selection costs on this machine, beside its floor. Ratios within one process, medians.
 
 - ``steps``: a step of the loop, choosing or watching, over the same by hand; flat over many steps
-- ``scoring``, ``picking``, ``fitting``: the parts of a step, and what comes before training
+- ``scoring``, ``picking``, ``fitting``, ``plans``: parts of a step, and what comes before training
 - ``stores``: look-ups in memory and on disk
 - ``training``, ``rows``, ``memory``: what these share
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 from reducible.bench.fitting import fitting_costs
 from reducible.bench.picking import large_divbs, picking_time
+from reducible.bench.plans import plan_costs
 from reducible.bench.scoring import SCORED, scoring_costs
 from reducible.bench.steps import (
     flat_over_steps,
@@ -37,6 +38,7 @@ def run_bench(*, quick: bool = False) -> list[dict[str, Any]]:
             for row in scoring_costs(name, repeats=repeats, compiled=not quick)
         ),
         *fitting_costs(epochs=1 if quick else 6, repeats=1 if quick else 9),
+        *plan_costs(repeats=1 if quick else 9),
         *(picking_time(name, repeats=repeats) for name in SELECTORS),
         *([] if quick else [large_divbs()]),
         lookup_time(10**6 if quick else 10**8),
