@@ -61,7 +61,10 @@ PARTS = {
             "tests/test_inspection.py",
         ),
     ),
-    "gate": (("gate.py", "gating.py"), ("tests/test_gate.py",)),
+    "gate": (
+        ("gate.py", "gating.py"),
+        ("tests/test_gate.py", "tests/test_gate_decisions.py", "tests/test_gating.py"),
+    ),
     "plans": (("plans.py", "floors.py"), ("tests/test_plans.py", "tests/test_floors.py")),
     "files": (
         ("seals.py", "logs.py", "arrow_logs.py", "checkpoints.py"),

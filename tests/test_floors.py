@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reducible.data import flip_labels
-from reducible.floors import drop_below, learned_noise
+from reducible.floors import LearnedNoise, drop_below, learned_noise
 
 
 def _posterior(
@@ -180,3 +183,114 @@ def test_two_thousand_rows_tell_clean_labels_from_one_wrong_in_ten(prior: float)
         p = _with_flips(clean, 0.1)
         wrong, dropped = labels != truth, _dropped(p, labels)
         assert int((dropped & wrong).sum()) >= 0.7 * int(wrong.sum())
+
+
+# -- row by row -----------------------------------------------------------------------------------
+
+
+def _reckoned(p: list[list[float]], labels: list[int]) -> tuple[list[float], ...]:
+    """Floor, cut and share as the docstrings define them, in plain Python."""
+    rows, classes = len(p), len(p[0])
+    count = Counter(labels)
+
+    def quantile(values: list[float], share: float) -> float:
+        place = min(max(1, round(share * len(values))), len(values))
+        return sorted(values)[place - 1]
+
+    apart = 1 - sum((count[k] / rows) ** 2 for k in range(classes))
+    level = min(1.0, 0.5 / max(apart, 0.5))
+    floor, cut, halves, half_rows, surest, surest_rows, others, expected = (
+        [0.0] * classes for _ in range(8)
+    )
+    for k in range(classes):
+        here = [i for i in range(rows) if p[i].index(max(p[i])) != k]
+        values = [p[i][k] for i in here]
+        others[k] = len(here)
+        if not here:
+            continue
+        floor[k], cut[k] = quantile(values, 0.5), quantile(values, level)
+        least = [i for i in here if p[i][k] <= quantile(values, 0.1)]
+        lower = [i for i in here if p[i][k] <= floor[k]]
+        surest_rows[k], surest[k] = len(least), sum(labels[i] == k for i in least)
+        half_rows[k], halves[k] = len(lower), sum(labels[i] == k for i in lower)
+        expected[k] = sum(p[i][k] for i in lower)
+    medians = [sorted(row[k] for row in p)[(rows - 1) // 2] for k in range(classes)]
+    if max(count.values()) <= 0.2 * rows:
+        floor, cut = medians, medians
+    else:
+        cut = [max(pair) for pair in zip(cut, medians, strict=True)]
+
+    lowest, half = sum(surest), sum(halves)
+    noisy = (lowest - math.sqrt(lowest)) / (0.1 * rows) > 0.03
+    noisy = noisy or 2 * (half - math.sqrt(half) - 3 * sum(expected)) / rows > 0.03
+    common = half / max(1, sum(half_rows))
+    share = [0.0] * classes
+    for k in range(classes):
+        if others[k] == 0:
+            continue
+        share[k] = 0.01
+        if noisy or surest[k] - 2 * math.sqrt(surest[k]) > 0.03 * surest_rows[k]:
+            rate = (halves[k] + 2) / (half_rows[k] + 2 / max(common, 1e-9))
+            wrong = rate * others[k] / max(1, count[k])
+            share[k] = min(1.0, max(0.01, 1.75 * wrong))
+    return floor, cut, share
+
+
+def _agree(p: Tensor, labels: Tensor) -> LearnedNoise:
+    learned = learned_noise(p, labels)
+    for found, wanted in zip(learned, _reckoned(p.tolist(), labels.tolist()), strict=True):
+        assert found.dtype == torch.float64
+        assert found.tolist() == pytest.approx(wanted, rel=1e-12, abs=1e-15)
+    return learned
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    prior=PRIORS,
+    rows=st.integers(20, 600),
+    wrong=st.sampled_from([0.0, 0.01, 0.02, 0.03, 0.05, 0.1, 0.3]),
+    believed=st.booleans(),
+    apart=st.floats(0.5, 5.0),
+    seed=st.integers(0, 10**6),
+)
+def test_floors_and_shares_are_those_reckoned_row_by_row(
+    prior: tuple[int, float], rows: int, wrong: float, believed: bool, apart: float, seed: int
+) -> None:
+    clean, truth, g = _posterior(_prior(*prior), rows, apart, seed)
+    labels = flip_labels(truth, wrong, num_classes=prior[0], generator=g).targets
+    _agree(_with_flips(clean, wrong) if believed else clean, labels)
+
+
+def _grid(found: list[int], *, rows: int = 1000) -> tuple[Tensor, Tensor]:
+    """Two classes of half the rows; those of class 1 first, p_0 ascending, ``found`` labelled 0."""
+    p0 = torch.arange(1, rows // 2 + 1, dtype=torch.float64) / (4 * rows)
+    p0 = torch.cat([p0, 1 - p0])
+    labels = torch.cat([torch.ones(rows // 2), torch.zeros(rows // 2)]).long()
+    labels[found] = 0
+    return torch.stack([p0, 1 - p0], dim=1), labels
+
+
+@pytest.mark.parametrize(
+    ("found", "noisy"),
+    [
+        # of a hundred in the lowest tenths 3 % and the square root of what is found
+        ([0, 1, 2, 3], False),  # 4 − 2 = 2
+        ([0, 1, 2, 3, 4], False),  # 5 − 2.2 = 2.8
+        ([0, 1, 2, 3, 4, 5], True),  # 6 − 2.4 = 3.6
+        (list(range(44, 50)), True),  # the fiftieth row is the last of the tenth
+        (list(range(45, 51)), False),  # … and so one of six is missing
+    ],
+)
+def test_a_sign_of_noise_by_hand(found: list[int], noisy: bool) -> None:
+    p, labels = _grid(found)
+    share = _agree(p, labels).share.tolist()
+    assert (share[0] > 0.01) is noisy
+
+
+@pytest.mark.parametrize(("found", "alone"), [(13, False), (14, True)])
+def test_one_label_may_be_noisy_by_itself(found: int, alone: bool) -> None:
+    """14 − 2·√14 = 6.5 of its tenth, 13 − 2·√13 = 5.8; 3 % are 6, and of all labels 12."""
+    p, labels = _grid(list(range(found)), rows=4000)
+    share = _agree(p, labels).share.tolist()
+    assert (share[0] > 0.01) is alone
+    assert share[1] == 0.01

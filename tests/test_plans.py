@@ -332,6 +332,53 @@ def test_no_changed_bit_of_a_plan_is_loaded(tmp_path: Path) -> None:
         rd.Plan.load(path)
 
 
+def _parts(**changes: Any) -> dict[str, Any]:
+    plan = _plan()
+    parts = {"ids": plan.ids, "weight": plan.weight, "dropped": plan.dropped}
+    return {"format": "reducible.plan.2", **parts, "report": dict(plan.report)} | changes
+
+
+def test_these_are_the_parts_of_a_plan(tmp_path: Path) -> None:
+    checkpoints.write(tmp_path / "plan", _parts())
+    assert rd.Plan.load(tmp_path / "plan").ids.tolist() == [0, 1, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ids": torch.tensor([0, 1, 4, 3])}, "ids do not ascend"),
+        ({"ids": torch.tensor([0, 1, 1, 4])}, "ids do not ascend"),
+        ({"ids": torch.tensor([-1, 1, 3, 4])}, "ids do not ascend"),
+        ({"ids": torch.tensor([0, 1, 3, 4], dtype=torch.int32)}, "ids is no vector of torch.int64"),
+        ({"ids": torch.tensor([[0, 1, 3, 4]])}, "ids is no vector"),
+        ({"ids": torch.tensor([1, 3, 4])}, "not every id has a weight"),
+        ({"ids": torch.empty(0).long(), "weight": torch.empty(0).double()}, "do not ascend"),
+        ({"weight": torch.ones(4)}, "weight is no vector of torch.float64"),
+        ({"weight": [1.0] * 4}, "weight is no vector"),
+        ({"weight": torch.tensor([0.0, 2, 1, 1]).double()}, "not every id has a weight above 0"),
+        ({"weight": torch.tensor([math.nan, 2, 1, 1]).double()}, "not every id has a weight"),
+        ({"weight": torch.tensor([math.inf, 2, 1, 1]).double()}, "not every id has a weight"),
+        ({"weight": torch.full((4,), 1.25).double()}, "the mean weight is 1.25, not 1"),
+        ({"weight": torch.full((4,), 0.75).double()}, "the mean weight is 0.75, not 1"),
+        ({"dropped": torch.tensor([3])}, "an id is both kept and dropped"),
+        ({"dropped": torch.tensor([2.0])}, "dropped is no vector of torch.int64"),
+        ({"report": {"noise_floor": [0.1]}}, "its report lacks what was decided"),
+        ({"report": [1]}, "its report lacks what was decided"),
+    ],
+)
+def test_a_sound_file_with_other_contents_is_no_plan(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    checkpoints.write(tmp_path / "plan", _parts(**changes))
+    with pytest.raises(rd.StoreError, match=f"holds no plan: .*{message}.* Make the plan again"):
+        rd.Plan.load(tmp_path / "plan")
+    without = _parts()
+    del without[next(iter(changes))]
+    checkpoints.write(tmp_path / "less", without)
+    with pytest.raises(rd.StoreError, match=f"holds no plan: no {next(iter(changes))}"):
+        rd.Plan.load(tmp_path / "less")
+
+
 # -- how often ------------------------------------------------------------------------------------
 
 WEIGHTS = st.lists(st.floats(0.01, 50.0), min_size=1, max_size=60)
@@ -456,6 +503,50 @@ def test_batches_that_a_plan_cannot_fill() -> None:
     assert len(plan.sampler(_ids_only(100), generator=_generator(), batch_size=16)) == 100
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_an_epoch_is_drawn_as_described(seed: int) -> None:
+    """One tick a draw, at the same place between whole numbers; then repeats spread evenly."""
+    weight = torch.cat([torch.linspace(0.3, 0.9, 9), torch.linspace(1.0, 4.5, 6)]).double()
+    plan = _of(weight, ids=torch.arange(15) * 2)
+    size, w = 15, plan.weight.tolist()
+    g = _generator(seed)
+    order = torch.randperm(size, generator=g).tolist()
+    shift = float(torch.rand(1, dtype=torch.float64, generator=g))
+    count, edge, before = [0] * size, 0.0, 0
+    for i in order:
+        edge += w[i]
+        ticks = size if i == order[-1] else sum(j + shift < edge for j in range(size))
+        count[i], before = ticks - before, ticks
+    mixed = torch.randperm(size, generator=g).tolist()
+    start = torch.rand(len(set(count)), dtype=torch.float64, generator=g).tolist()
+    when: list[tuple[float, int]] = []
+    for begun, often in zip(start, sorted(set(count)), strict=True):
+        alike = [i for i in mixed if count[i] == often]
+        for nth, i in enumerate(alike):
+            offset = (nth + begun) / len(alike)
+            when += [((repeat + offset) / often, i) for repeat in range(often)]
+    data = TensorSet(torch.zeros(40, 1), torch.zeros(40).long())
+    sampler = plan.sampler(data, generator=_generator(seed))
+    assert list(sampler) == [2 * i for _, i in sorted(when)]
+    assert sampler.each_once is None
+    assert torch.equal(sampler.generator.get_state(), g.get_state())
+
+
+def test_where_all_weigh_the_same_an_epoch_has_each_once() -> None:
+    plan = _of(torch.full((6,), 0.5).double(), ids=torch.tensor([1, 2, 3, 5, 7, 8]))
+    data = TensorSet(torch.zeros(9, 1), torch.zeros(9).long(), ids=torch.arange(9).flip(0))
+    positions = plan.sampler(data, generator=_generator()).each_once
+    assert positions is not None
+    assert positions.tolist() == [7, 6, 5, 3, 1, 0]
+
+
+def test_the_last_id_of_a_data_set_may_be_missing_too() -> None:
+    plan = _of(torch.ones(2).double(), ids=torch.tensor([2, 9]))
+    data = TensorSet(torch.zeros(3, 1), torch.zeros(3).long(), ids=torch.tensor([8, 2, 5]))
+    with pytest.raises(rd.DataError, match=r"lacks 1 ids of the plan: 9\."):
+        plan.sampler(data, generator=_generator())
+
+
 # -- in the loop ----------------------------------------------------------------------------------
 
 N, N_B, K = 120, 20, 5
@@ -525,6 +616,26 @@ def test_a_plan_that_keeps_little_says_so() -> None:
     with pytest.warns(UserWarning, match="keeps 3 of 10 examples"):
         plan = rd.Plan.from_irreducible_loss(store, torch.arange(10), labels, noise_floor=floor)
     assert plan.ids.tolist() == [0, 1, 2]
+    assert plan.dropped.tolist() == list(range(3, 10))
+    enough = rd.IrreducibleLossStore.from_tensor(-torch.tensor([0.9] * 4 + [0.1] * 6).log())
+    rd.Plan.from_irreducible_loss(enough, torch.arange(10), labels, noise_floor=floor * 1.01)
+
+
+def test_the_report_names_the_twenty_that_are_dropped_first() -> None:
+    p = torch.linspace(0.01, 0.9, 60, dtype=torch.float64)
+    floor = torch.tensor([0.5], dtype=torch.float64)
+    labels = torch.zeros(60, dtype=torch.int64)
+    plan = _plan(p=p, labels=labels, noise_floor=floor, multiple=1.0)
+    assert plan.dropped.tolist() == list(range(33))
+    assert plan.report["highest_irreducible_loss"] == list(range(20))
+    assert plan.report["drop_below"] == [0.5]
+    assert _plan(p=p, labels=labels, noise_floor=floor, multiple=0.5).report["drop_below"] == [0.25]
+
+
+def test_a_floor_for_a_class_more_than_there_are() -> None:
+    plan = _plan(noise_floor=torch.tensor([0.1, 0.01, 0.3]))
+    assert plan.ids.tolist() == _plan().ids.tolist()
+    assert plan.report["noise_floor"] == pytest.approx([0.1, 0.01, 0.3])
 
 
 # -- classes of any share -------------------------------------------------------------------------
@@ -582,3 +693,16 @@ def test_medians_alone_are_no_floor_for_a_class_of_most_rows() -> None:
     labels = torch.tensor([0, 0, 0, 0, 1, 1])
     with pytest.warns(UserWarning, match=r"class 0 has 4 of 6 labels.* Fit the irreducible losse"):
         rd.Plan.from_irreducible_loss(store, range(6), labels)
+    half = rd.Plan.from_irreducible_loss(store, range(6), LABELS)  # three of six: no warning
+    assert half.report["drop_below"] == FLOOR.tolist()
+
+
+def test_what_fitting_learned_is_what_labels_are_dropped_below() -> None:
+    learned = {"floor": [0.2, 0.02], "cut": [0.6, 0.4], "share": [0.5, 1.0]}
+    store = _store(header={"noise_floor": [0.9, 0.9], "learned_noise": learned})
+    plan = rd.Plan.from_irreducible_loss(store, range(6), LABELS)
+    assert plan.report["noise_floor"] == [0.2, 0.02]
+    # one of three of class 0 may go: up to its second; all of class 1 that lies below 0.4
+    assert plan.report["drop_below"] == pytest.approx([0.25, 0.4])
+    assert plan.ids.tolist() == [0, 1, 3]
+    assert plan.dropped.tolist() == [5, 4, 2]

@@ -181,6 +181,7 @@ def resume(out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a 
 
     with _plain_errors():
         if (out / "summary.json").exists():
+            read_json(out / "summary.json", sealed=True)
             typer.echo(f"{out} is complete; nothing to do.")
             return
         config = read_json(out / "config.json", sealed=True)

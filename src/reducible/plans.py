@@ -302,6 +302,9 @@ class Plan:
             raise StoreError(f"{error} Make the plan again.") from error
         if parts.pop("format", None) != _FORMAT:
             raise StoreError(f"{path} is no saved plan. Name the file that Plan.save wrote.")
+        wrong = _wrong_contents(parts)
+        if wrong is not None:
+            raise StoreError(f"{path} holds no plan: {wrong}. Make the plan again.")
         return cls(**parts)
 
 
@@ -387,6 +390,31 @@ def _even_offsets(count: Tensor, *, generator: torch.Generator) -> Tensor:
     offset = torch.empty(count.numel(), dtype=torch.float64)
     offset[order] = (nth + start.repeat_interleave(sizes)) / sizes.repeat_interleave(sizes)
     return offset
+
+
+def _wrong_contents(parts: Mapping[str, Any]) -> str | None:
+    """Why these are not the parts of a plan, though the file is as it was written."""
+    missing = [name for name in ("ids", "weight", "dropped", "report") if name not in parts]
+    if missing:
+        return f"no {missing[0]}"
+    ids, weight, dropped, report = (parts[n] for n in ("ids", "weight", "dropped", "report"))
+    for name, part, dtype in (
+        ("ids", ids, torch.int64),
+        ("weight", weight, torch.float64),
+        ("dropped", dropped, torch.int64),
+    ):
+        if not isinstance(part, Tensor) or part.dim() != 1 or part.dtype != dtype:
+            return f"{name} is no vector of {dtype}"
+    if ids.numel() == 0 or int(ids[0]) < 0 or bool((ids.diff() <= 0).any()):
+        return "its ids do not ascend from 0 or more"
+    if weight.shape != ids.shape or not bool((weight > 0).all() & weight.isfinite().all()):
+        return "not every id has a weight above 0"
+    if abs(float(weight.mean()) - 1.0) > 1e-6:
+        return f"the mean weight is {float(weight.mean()):.6g}, not 1"
+    if bool(torch.isin(dropped, ids).any()):
+        return "an id is both kept and dropped"
+    told = isinstance(report, Mapping) and {"noise_floor", "wrong_share"} <= set(report)
+    return None if told else "its report lacks what was decided"
 
 
 def _floor(store: IrreducibleLossStore, given: Tensor | None, classes: int) -> Tensor:
