@@ -22,10 +22,14 @@ B, K, D, C, SEED = 16, 4, 3, 2, 9
 
 
 class Model(nn.Module):
-    """A linear model that takes a second of scoring for a row; its first pass takes 100 more."""
+    """A linear model that takes a second of scoring for a row; its first pass takes 100 more.
+
+    What is normalised by the running statistics is not changed by more than 1e-5 of it.
+    """
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
+        self.norm = nn.BatchNorm1d(D)
         self.linear = nn.Linear(D, C)
         self._clock, self._cold = clock, 100.0
         self.seen: list[int] = []
@@ -34,7 +38,7 @@ class Model(nn.Module):
         self._clock.now += x.shape[0] + self._cold
         self._cold = 0.0
         self.seen.append(x.shape[0])
-        return self.linear(x)
+        return self.linear(self.norm(x))
 
 
 class Clock:
@@ -230,8 +234,8 @@ def test_a_trial_compares_every_setting_with_random_rows() -> None:
     for trial, m in ((whole, B), (half, B // 2)):
         chosen, chance = expected(bench, m, 5)
         assert (trial.step, trial.candidates) == (5, m)
-        assert trial.chosen == pytest.approx(chosen, abs=1e-6)
-        assert trial.random == pytest.approx(chance, abs=1e-6)
+        assert trial.chosen == pytest.approx(chosen, abs=1e-4)
+        assert trial.random == pytest.approx(chance, abs=1e-4)
         assert trial.cost == (1000 + 0.5 * m) / 1000  # a plain update, and the choice
     assert [call[:2] for call in bench.selector.calls] == [(B, K), (B // 2, K)]
     assert bench.measuring.asked == [{"epoch": 3, "step": 5, "seed": stream_seed(SEED, 5)}] * 2
@@ -292,7 +296,7 @@ def test_when_it_opens_it_remembers_how_probable_held_out_labels_were(
     began = bench.gating.state_dict()["began"]
     x, y = bench.held
     before = bench.model.linear(x).softmax(1).detach()[torch.arange(5), y]
-    torch.testing.assert_close(began, before)
+    torch.testing.assert_close(began, before, atol=1e-4, rtol=0)
     with torch.no_grad():
         bench.model.linear.bias.add_(torch.tensor([1.0, -1.0]))
     after = bench.model.linear(x).softmax(1).detach()[torch.arange(5), y]
@@ -301,20 +305,21 @@ def test_when_it_opens_it_remembers_how_probable_held_out_labels_were(
     assert changes[:2] == [(0.0, 0.0), (0.0, 0.0)]
     change = after - before
     expected = float(change.mean()), float(change.std()) / 5**0.5
-    assert changes[2] == pytest.approx(expected, abs=1e-6)
+    assert changes[2] == pytest.approx(expected, abs=1e-4)
 
 
-def test_one_held_out_row_has_no_standard_error() -> None:
-    one = (torch.zeros(1, D), torch.zeros(1, dtype=torch.int64))
-    bench = due_for_a_trial(held_out=[one])
+@pytest.mark.parametrize(("before", "error"), [([0.25], 0.0), ([0.25, 0.75], 0.25)])
+def test_one_held_out_row_has_no_standard_error(before: list[float], error: float) -> None:
+    held = (torch.zeros(len(before), D), torch.zeros(len(before), dtype=torch.int64))
+    bench = due_for_a_trial(held_out=[held])
     bench.select()
-    bench.gating._began = torch.tensor([0.25])
+    bench.gating._began = torch.tensor(before)
     bench.gate.events[-1]["step"] = 0
     told: list[Any] = []
     bench.gate.tried = lambda *_, change, **__: told.append(change)  # type: ignore[method-assign]
     bench.let_through(1)
     right = float(bench.model.linear.bias.detach().softmax(0)[0])
-    assert told == [(pytest.approx(right - 0.25), 0.0)]
+    assert told == [(pytest.approx(right - sum(before) / len(before)), pytest.approx(error))]
 
 
 # -- held-out rows --------------------------------------------------------------------------------
@@ -394,6 +399,20 @@ def test_an_update_lasts_from_one_handing_out_to_the_next() -> None:
     assert updates[2:] == [(11.0, True)]
     bench.gating.handed_out()
     assert updates[3:] == [(0.0, True)]
+    assert bench.gating.state_dict()["selected"] == []
+
+
+def test_a_trial_of_less_than_a_second_is_one_too() -> None:
+    bench = Bench()
+    updates = told(bench)
+    bench.gating.handed_out()
+    bench.gating._trial_seconds = 0.5
+    bench.gating._chose = True
+    with bench.ledger.phase("score"):
+        bench.clock.now += 2.0
+    bench.gating.handed_out()
+    assert updates == [(1.5, False)]
+    assert bench.gating.state_dict()["selected"] == []
 
 
 def test_an_update_with_a_trial_is_told_without_it_and_is_no_example_of_a_plain_one() -> None:
@@ -430,8 +449,10 @@ def test_all_that_it_knows_is_saved() -> None:
             bench.let_through(step)
     bench.gating._trial_seconds = 2.5
     bench.gating._began = torch.tensor([0.5, 0.25])
+    bench.gating._selected = [3.0, 4.0]
     saved = bench.gating.state_dict()
     other = Bench()
+    assert other.gating.state_dict()["trial_seconds"] == 0.0
     other.gating.load_state_dict(saved)
     loaded = other.gating.state_dict()
     assert loaded == saved

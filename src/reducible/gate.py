@@ -143,7 +143,7 @@ class Gate:
             require_between("settings", share, 0.0, 1.0, open_low=True)
         self.budget = budget
         self._least, self._certainty = trials, certainty
-        self._shares = tuple(sorted(set(settings), reverse=True))
+        self._shares = tuple(settings)
         self.state: State = "watching"
         self.candidates = 0
         """Rows that are scored while selecting."""

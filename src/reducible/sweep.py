@@ -71,6 +71,8 @@ def run_sweep(
     if not seeds or not recipes:
         raise ConfigurationError("a sweep needs at least one recipe and one seed.")
     seeds, recipes = sorted(set(seeds)), list({recipe.name: recipe for recipe in recipes}.values())
+    for recipe in recipes:  # before hours of work, so that an error costs none
+        (results / recipe.name).mkdir(parents=True, exist_ok=True)
     with locked(work), stopping():
         jobs = [(recipe, seed) for seed in seeds for recipe in recipes]
         todo = [_Job(r, s, _folder(work, r, s), checkpoint_every) for r, s in jobs]
@@ -152,9 +154,8 @@ def collect(
                     "summary": short,
                 }
             )
-    target = results / recipe.name
-    target.mkdir(parents=True, exist_ok=True)
-    path = target / f"{commit}.json"
+    path = results / recipe.name / f"{commit}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(
         path,
         {
