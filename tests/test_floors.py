@@ -279,6 +279,9 @@ def _grid(found: list[int], *, rows: int = 1000) -> tuple[Tensor, Tensor]:
         ([0, 1, 2, 3, 4, 5], True),  # 6 − 2.4 = 3.6
         (list(range(44, 50)), True),  # the fiftieth row is the last of the tenth
         (list(range(45, 51)), False),  # … and so one of six is missing
+        # in the lower halves 15, the root, and three times the 15.7 that the model expects: 62.1
+        (list(range(50, 120)), False),  # 70 − 8.4 = 61.6
+        (list(range(50, 121)), True),  # 71 − 8.4 = 62.6
     ],
 )
 def test_a_sign_of_noise_by_hand(found: list[int], noisy: bool) -> None:

@@ -88,6 +88,9 @@ def test_a_plan_by_hand() -> None:
     torch.testing.assert_close(plan.weight, raw / raw.mean(), rtol=1e-6, atol=0)
     assert plan.weight.dtype == torch.float64
     assert plan.weight.mean().item() == pytest.approx(1.0)
+    raw = torch.tensor([0.6, 1.25, 1.0, 1.47]).double()
+    weight = _plan(exponent=1.0, offset=0.5).weight
+    torch.testing.assert_close(weight, raw / raw.mean(), rtol=1e-6, atol=0)
 
 
 def test_order_of_ids_does_not_matter() -> None:
@@ -189,6 +192,8 @@ def test_data_without_noise_has_no_floor() -> None:
     plan = _plan(noise_floor=torch.zeros(2))
     assert plan.report["wrong_share"] == 0.0
     assert plan.noise_floor.tolist() == [0.0, 0.0]
+    unseen = _plan(noise_floor=torch.tensor([0.0, 0.0, 0.25]))  # of a class without a label
+    assert unseen.noise_floor.tolist() == [0.0, 0.0, 0.25]
 
 
 def test_floors_that_leave_nothing_are_refused() -> None:
@@ -207,6 +212,9 @@ def test_a_plan_that_takes_in_the_holdout() -> None:
     for judged in (3, 5):  # one kept, one dropped
         with pytest.raises(rd.DataError, match=rf"judged ids {judged} already"):
             plan.including(torch.tensor([8, judged]))
+    for ids, message in (([7, 7], "ids 7 occur more than once"), ([-7], "negative")):
+        with pytest.raises(rd.DataError, match=message):
+            plan.including(torch.tensor(ids))
 
 
 @pytest.mark.parametrize("of", [list, tuple, np.array, lambda v: np.array(v, dtype=np.int32)])
@@ -338,8 +346,16 @@ def _parts(**changes: Any) -> dict[str, Any]:
     return {"format": "reducible.plan.2", **parts, "report": dict(plan.report)} | changes
 
 
-def test_these_are_the_parts_of_a_plan(tmp_path: Path) -> None:
-    checkpoints.write(tmp_path / "plan", _parts())
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"report": {"noise_floor": [0.1], "wrong_share": 0.5}},
+        {"weight": torch.full((4,), 1 + 7e-7).double()},
+    ],
+)
+def test_these_are_the_parts_of_a_plan(changes: dict[str, Any], tmp_path: Path) -> None:
+    checkpoints.write(tmp_path / "plan", _parts(**changes))
     assert rd.Plan.load(tmp_path / "plan").ids.tolist() == [0, 1, 3, 4]
 
 
@@ -360,6 +376,7 @@ def test_these_are_the_parts_of_a_plan(tmp_path: Path) -> None:
         ({"weight": torch.tensor([math.inf, 2, 1, 1]).double()}, "not every id has a weight"),
         ({"weight": torch.full((4,), 1.25).double()}, "the mean weight is 1.25, not 1"),
         ({"weight": torch.full((4,), 0.75).double()}, "the mean weight is 0.75, not 1"),
+        ({"weight": torch.full((4,), 1 + 2e-6).double()}, "the mean weight is 1.0000"),
         ({"dropped": torch.tensor([3])}, "an id is both kept and dropped"),
         ({"dropped": torch.tensor([2.0])}, "dropped is no vector of torch.int64"),
         ({"report": {"noise_floor": [0.1]}}, "its report lacks what was decided"),
@@ -501,6 +518,15 @@ def test_batches_that_a_plan_cannot_fill() -> None:
     with pytest.raises(rd.ConfigurationError, match="batches of 101 from the 100 examples"):
         plan.sampler(_ids_only(100), generator=_generator(), batch_size=101)
     assert len(plan.sampler(_ids_only(100), generator=_generator(), batch_size=16)) == 100
+    evenly = _of(torch.ones(9).double())
+    assert len(evenly.sampler(_ids_only(9), generator=_generator(), batch_size=9)) == 9
+    fives = _of(torch.tensor([0.75] * 80 + [2.0] * 20).double())  # twice in 100 draws at most
+    assert float(fives.weight.max()) == 2.0
+    assert len(fives.sampler(_ids_only(100), generator=_generator(), batch_size=50)) == 100
+    with pytest.raises(rd.ConfigurationError, match=r"weight is 2 brings that id every 50 draws"):
+        fives.sampler(_ids_only(100), generator=_generator(), batch_size=51)
+    single = _of(torch.ones(1).double())
+    assert list(single.sampler(_ids_only(1), generator=_generator())) == [0]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -613,8 +639,9 @@ def test_a_plan_that_keeps_little_says_so() -> None:
     p = torch.tensor([0.9] * 3 + [0.1] * 7)
     store = rd.IrreducibleLossStore.from_tensor(-p.log())
     floor = torch.tensor([0.1])
-    with pytest.warns(UserWarning, match="keeps 3 of 10 examples"):
+    with pytest.warns(UserWarning, match="keeps 3 of 10 examples") as warned:
         plan = rd.Plan.from_irreducible_loss(store, torch.arange(10), labels, noise_floor=floor)
+    assert [w.filename for w in warned] == [__file__]
     assert plan.ids.tolist() == [0, 1, 2]
     assert plan.dropped.tolist() == list(range(3, 10))
     enough = rd.IrreducibleLossStore.from_tensor(-torch.tensor([0.9] * 4 + [0.1] * 6).log())
@@ -691,8 +718,11 @@ def test_flips_are_found_beside_a_class_of_most_rows(prior: list[float]) -> None
 def test_medians_alone_are_no_floor_for_a_class_of_most_rows() -> None:
     store = _store(header={"noise_floor": FLOOR.tolist()})
     labels = torch.tensor([0, 0, 0, 0, 1, 1])
-    with pytest.warns(UserWarning, match=r"class 0 has 4 of 6 labels.* Fit the irreducible losse"):
+    with pytest.warns(
+        UserWarning, match=r"class 0 has 4 of 6 labels.* Fit the irreducible losse"
+    ) as w:
         rd.Plan.from_irreducible_loss(store, range(6), labels)
+    assert w[0].filename == __file__
     half = rd.Plan.from_irreducible_loss(store, range(6), LABELS)  # three of six: no warning
     assert half.report["drop_below"] == FLOOR.tolist()
 
