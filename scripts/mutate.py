@@ -59,6 +59,9 @@ PARTS = {
             "tests/test_varying_batches.py",
             "tests/test_states.py",
             "tests/test_inspection.py",
+            "tests/test_scoring_options.py",
+            "tests/test_hindsight.py",
+            "tests/test_measuring.py",
         ),
     ),
     "gate": (

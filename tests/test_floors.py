@@ -290,6 +290,17 @@ def test_a_sign_of_noise_by_hand(found: list[int], noisy: bool) -> None:
     assert (share[0] > 0.01) is noisy
 
 
+def test_as_much_as_a_sign_of_noise_is_none() -> None:
+    """9 − √9 are 3 % of the 200 in the lowest tenths, and 9 − 2·√9 of a label's own hundred."""
+    p, labels = _grid(list(range(9)), rows=2000)
+    assert _agree(p, labels).share.tolist() == [0.01, 0.01]
+
+
+def test_probabilities_of_single_precision_are_taken_as_they_are() -> None:
+    clean, truth, _ = _posterior(torch.full((6,), 1 / 6), 300, 3.0, 0)
+    _agree(clean.float(), truth)
+
+
 @pytest.mark.parametrize(("found", "alone"), [(13, False), (14, True)])
 def test_one_label_may_be_noisy_by_itself(found: int, alone: bool) -> None:
     """14 − 2·√14 = 6.5 of its tenth, 13 − 2·√13 = 5.8; 3 % are 6, and of all labels 12."""

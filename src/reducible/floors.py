@@ -67,7 +67,7 @@ def learned_noise(probability: Tensor, labels: Tensor) -> LearnedNoise:
     rows, classes = probability.shape
     count = torch.bincount(labels, minlength=classes).double()  # [C]
     prior = count / rows
-    found = _count(probability, labels, min(1.0, 0.5 / max(float(1 - (prior**2).sum()), 0.5)))
+    found = _count(probability, labels, 0.5 / max(float(1 - (prior**2).sum()), 0.5))
     median = probability.median(dim=0).values.double()
     large = float(prior.max()) > _LARGE
     floor = found.floor if large else median
@@ -124,7 +124,7 @@ def _count(probability: Tensor, labels: Tensor, level: float) -> _Counts:
 
 def _quantile(values: Tensor, share: float) -> Tensor:
     """[]: the least of ``values`` ([M]) that ``share`` of them do not exceed."""
-    return values.kthvalue(min(max(1, round(share * values.numel())), values.numel())).values
+    return values.kthvalue(max(1, round(share * values.numel()))).values
 
 
 def _surely(count: Tensor, deviations: float) -> Tensor:
