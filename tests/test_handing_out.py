@@ -48,8 +48,7 @@ def test_workers_load_only_the_rows_that_a_blind_rule_drew() -> None:
 
 def test_parts_that_are_left_of_a_broken_pass_are_not_handed_out_in_the_next() -> None:
     batches = _batches("train_loss", scoring=rd.Scoring(updates_per_scoring=2))
-    for first in batches:
-        break
+    first = next(iter(batches))
     again = iter(batches)
     assert next(again).ids.tolist() == first.ids.tolist()  # of the same model: the same choice
     second = next(again).ids.tolist()
