@@ -60,8 +60,11 @@ PARTS = {
             "tests/test_states.py",
             "tests/test_inspection.py",
             "tests/test_scoring_options.py",
+            "tests/test_handing_out.py",
             "tests/test_hindsight.py",
             "tests/test_measuring.py",
+            "tests/test_gate.py",
+            "tests/test_info_records.py",
         ),
     ),
     "gate": (

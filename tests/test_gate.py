@@ -336,6 +336,8 @@ def test_a_costly_scorer_on_clean_data_stays_off_within_three_percent(
     gated, plain = Looping(wrong=0.0, scoring=scoring), Looping(wrong=0.0, scoring=1.0, gate=None)
     ids = gated.run(3000)
     assert ids == plain.run(3000)  # the rows that uniform trains on, trials or not
+    for mine, others in zip(gated.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(mine, others)  # as each other row, each counts once
     assert gated.gate.state == "watching"
     assert (len(gated.gate.trials) >= 3) is affordable
     assert plain.clock.now < gated.clock.now <= 1.03 * plain.clock.now
