@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 
 import reducible as rd
-from reducible.group_holdout import GroupHoldoutLoss
-from reducible.models import MODELS
-from reducible.recipes import recipe
-from reducible.report.statistics import median_iqr, paired_bootstrap
-from reducible.report.studies import newest_results
-from reducible.report.tables import percent
-from reducible.seeds import stream_seed
-from reducible.splits import make_splits
+from reducible.lab.models import MODELS
+from reducible.lab.recipes import recipe
+from reducible.lab.report.statistics import median_iqr, paired_bootstrap
+from reducible.lab.report.studies import newest_results
+from reducible.lab.report.tables import percent
+from reducible.lab.splits import make_splits
+from reducible.loop.seeds import stream_seed
+from reducible.scoring.group_holdout import GroupHoldoutLoss
 
 ROOT = Path(__file__).parent.parent
 RECIPES = {

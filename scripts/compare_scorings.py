@@ -15,14 +15,14 @@ import torch
 from torch import nn
 
 import reducible as rd
-from reducible.fidelity import Fidelity, Way, fidelity
-from reducible.models import MODELS
-from reducible.provenance import current_commit, versions
-from reducible.recipe import Recipe
-from reducible.recipes import recipe
-from reducible.records import write_json
-from reducible.seeds import stream_seed
-from reducible.splits import Splits, make_splits
+from reducible.costs.fidelity import Fidelity, Way, fidelity
+from reducible.lab.models import MODELS
+from reducible.lab.provenance import current_commit, versions
+from reducible.lab.recipe import Recipe
+from reducible.lab.recipes import recipe
+from reducible.lab.records import write_json
+from reducible.lab.splits import Splits, make_splits
+from reducible.loop.seeds import stream_seed
 
 RESULTS = Path(__file__).parent.parent / "results" / "fidelity"
 DEMO = recipe("demo/rho")

@@ -51,7 +51,7 @@ def _tests() -> int:
 
 
 def _figures(device: torch.device, width: int, rounds: int, steps: int) -> dict[str, object]:
-    from reducible.bench.accelerator import accelerator_steps
+    from reducible.lab.bench.accelerator import accelerator_steps
 
     rows = [
         row

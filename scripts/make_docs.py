@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from reducible.pages import write_pages
-from reducible.recipes.equal_time import DATA, NETWORKS, data_of, measured
-from reducible.recipes.online import ONLINE, VARIANTS
-from reducible.recipes.scoring import STUDIES
-from reducible.report.equal_time import (
+from reducible.lab.method_pages import write_pages
+from reducible.lab.recipes.equal_time import DATA, NETWORKS, data_of, measured
+from reducible.lab.recipes.online import ONLINE, VARIANTS
+from reducible.lab.recipes.scoring import STUDIES
+from reducible.lab.report.equal_time import (
     BUDGETS,
     Outcome,
     between_note,
@@ -18,11 +18,11 @@ from reducible.report.equal_time import (
     seeds_note,
     table,
 )
-from reducible.report.equal_time_picture import plot_overview
-from reducible.report.noise_floor import noise_floor_table
-from reducible.report.online import Study, block, titles_list
-from reducible.report.scoring import accuracy_table, cost_table
-from reducible.report.studies import demo_table, newest_results, replace_block
+from reducible.lab.report.equal_time_picture import plot_overview
+from reducible.lab.report.noise_floor import noise_floor_table
+from reducible.lab.report.online import Study, block, titles_list
+from reducible.lab.report.scoring import accuracy_table, cost_table
+from reducible.lab.report.studies import demo_table, newest_results, replace_block
 
 ROOT = Path(__file__).parent.parent
 DEMO = {

@@ -15,7 +15,7 @@ import struct
 import sys
 from pathlib import Path
 
-from reducible.data import EMBEDDED, read_idx
+from reducible.lab.data import EMBEDDED, read_idx
 
 KEPT = {"train": 30_000, "t10k": 5_000}
 LIMIT = 15_500_000  # bytes of all embedded data, so that the package stays small

@@ -1,4 +1,4 @@
-"""What the equal-time study needs to know beforehand; writes src/reducible/recipes/equal_time.json.
+"""What the equal-time study needs to know beforehand; writes lab/recipes/equal_time.json.
 
 Step by step, each on what the one before found:
 
@@ -24,17 +24,8 @@ from typing import Any
 
 import torch
 
-from reducible.gate import Gate
-from reducible.ingredients import (
-    candidate_loader,
-    irreducible_store,
-    loader_options,
-    make_plan,
-)
-from reducible.ledger import Ledger
-from reducible.loop import SelectingLoader, weighted_mean
-from reducible.recipe import Recipe
-from reducible.recipes.equal_time import (
+from reducible.lab.recipe import Recipe
+from reducible.lab.recipes.equal_time import (
     NETWORKS,
     data_of,
     holdouts,
@@ -42,13 +33,17 @@ from reducible.recipes.equal_time import (
     setting,
     steps_within,
 )
-from reducible.records import read_json, write_json
-from reducible.run import per_example_loss
-from reducible.splits import make_splits
-from reducible.sweep import run_sweep
+from reducible.lab.records import read_json, write_json
+from reducible.lab.run import per_example_loss
+from reducible.lab.setup import candidate_loader, irreducible_store, loader_options, make_plan
+from reducible.lab.splits import make_splits
+from reducible.lab.sweep import run_sweep
+from reducible.ledger import Ledger
+from reducible.loop.gate import Gate
+from reducible.loop.loader import SelectingLoader, weighted_mean
 
 ROOT = Path(__file__).parent.parent
-KNOWN = ROOT / "src" / "reducible" / "recipes" / "equal_time.json"
+KNOWN = ROOT / "src" / "reducible" / "lab" / "recipes" / "equal_time.json"
 VALIDATION = {"minilm": 1_000}  # of the 1,072 sentences left
 GRID = {
     "mlp": (750, 1500, 3000, 6000),

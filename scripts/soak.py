@@ -29,13 +29,13 @@ from unittest import mock
 
 import torch
 
-from reducible import checkpoints
-from reducible.info_records import read_info
-from reducible.plans import Plan
-from reducible.recipe import Recipe
-from reducible.recipes import recipe
-from reducible.records import read_json, read_metrics, read_picks
-from reducible.run import Run, newest_sound
+from reducible.files import checkpoints
+from reducible.lab.info_records import read_info
+from reducible.lab.recipe import Recipe
+from reducible.lab.recipes import recipe
+from reducible.lab.records import read_json, read_metrics, read_picks
+from reducible.lab.run import Run, newest_sound
+from reducible.plans.plan import Plan
 from reducible.stores import IrreducibleLossStore
 from reducible.types import ReducibleError
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 import reducible as rd
-from reducible.data import EMBEDDED, TensorSet, fashion_mnist, flip_labels
-from reducible.provenance import current_commit, versions
-from reducible.records import write_json
+from reducible.lab.data import EMBEDDED, TensorSet, fashion_mnist, flip_labels
+from reducible.lab.provenance import current_commit, versions
+from reducible.lab.records import write_json
 
 RESULTS = Path(__file__).parent.parent / "results" / "noise-floor"
 FLIPS = (0.0, 0.1, 0.2, 0.4)

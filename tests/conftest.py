@@ -70,4 +70,4 @@ def bert_folder(tmp_path_factory: pytest.TempPathFactory, wordpiece: Any) -> Pat
 @pytest.fixture
 def tiny_texts(bert_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``minilm`` and all that goes with it are the tiny encoder's, of a vocabulary of twelve."""
-    monkeypatch.setattr("reducible.encoders._folder", lambda given: Path(given or bert_folder))
+    monkeypatch.setattr("reducible.lab.encoders._folder", lambda given: Path(given or bert_folder))

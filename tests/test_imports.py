@@ -18,91 +18,59 @@ import reducible
 
 SOURCE = Path(reducible.__file__).parent
 
-_ABOVE_LOOP = (
-    "types files seals checkpoints streams schedules scores picks structure selectors labels "
-    "fetching copies floors stores tasks scoring scorers ledger fitting irreducible plans gate "
-    "distributed loaders workers reader group_holdout measuring epochs inspection seeds keep "
-    "passes chosen hindsight gating assembly states"
+_LIBRARY = (
+    "types schedules ledger files batches loading tasks scores picks selectors stores scoring "
+    "plans fitting loop costs"
 )
-_ABOVE_RUN = f"{_ABOVE_LOOP} loop logs arrow_logs records info_records data models encoders"
+_RUNS = f"{_LIBRARY} lab.records lab.recipe lab.splits lab.setup lab.data lab.models lab.encoders"
+_SWEEPS = f"{_RUNS} lab.run lab.stopping lab.provenance"
 
-# Module or folder → what it may import of ours. Top to bottom: only what stands above it.
+# Module or package → what it may import of ours. Top to bottom: only what stands above it. The
+# library first, which imports nothing of the laboratory; then the laboratory, part by part.
 ALLOWED = {
     "types": "",
-    "files": "types",  # inside functions only: see the test below
-    "seals": "",
-    "checkpoints": "types files seals",
     "schedules": "",
-    "scores": "",
     "ledger": "",
-    "labels": "types",
-    "fetching": "",
-    "streams": "types",
-    "workers": "streams",
-    "loaders": "types fetching",
-    "reader": "types loaders streams workers",
+    "files": "types",
+    "batches": "types",
+    "loading": "types",
+    "tasks": "types loading",
+    "scores": "",
     "picks": "types",
-    "structure": "types",
     "selectors": "types schedules scores picks",
-    "stores": "types files streams labels fetching",
-    "tasks": "types labels",
-    "scoring": "types structure tasks stores",
-    "scorers": "types tasks scoring",
-    "copies": "types",
-    "floors": "",
-    "fitting": "types checkpoints copies floors structure stores tasks scoring ledger loaders",
-    "irreducible": (
-        "types checkpoints copies floors structure stores tasks scorers scoring ledger loaders "
-        "fitting"
+    "stores": "types files loading",
+    "scoring": "types batches tasks stores",
+    "plans": "types files loading stores",
+    "fitting": "types ledger files batches loading tasks stores scoring plans",
+    "loop": "types ledger batches loading tasks selectors stores scoring",
+    "costs": "types ledger batches tasks selectors stores scoring loop",
+    "lab.__init__": "",
+    "lab.logs": "types files",
+    "lab.arrow_logs": "types files lab.logs",
+    "lab.records": "types files lab.logs lab.arrow_logs",
+    "lab.info_records": "types lab.logs lab.arrow_logs lab.records",
+    "lab.counts": "types",
+    "lab.stopping": "",
+    "lab.provenance": "__version__",
+    "lab.data": "types loading",
+    "lab.models": "types",
+    "lab.encoders": "types",
+    "lab.recipe": "types tasks selectors scoring lab.models lab.encoders",
+    "lab.splits": "types fitting loop lab.data lab.models lab.encoders lab.recipe",
+    "lab.setup": f"{_LIBRARY} lab.records lab.data lab.models lab.recipe lab.splits",
+    "lab.evaluation": "tasks scoring lab.data",
+    "lab.run": (
+        f"{_RUNS} lab.logs lab.info_records lab.counts lab.stopping lab.provenance lab.evaluation"
     ),
-    "plans": "types checkpoints floors labels stores",
-    "gate": "types",
-    "distributed": "types picks",
-    "group_holdout": "types structure stores tasks scoring",
-    "measuring": "types structure stores tasks selectors scorers scoring ledger group_holdout",
-    "epochs": "types structure stores tasks selectors scoring ledger loaders",
-    "inspection": "types stores tasks",
-    "seeds": "",
-    "keep": "types",
-    "chosen": "",
-    "hindsight": "types selectors ledger measuring",
-    "gating": "types structure tasks selectors scoring gate ledger measuring seeds",
-    "passes": (
-        "types keep ledger loaders reader inspection selectors stores structure epochs seeds"
-    ),
-    "assembly": (
-        "types stores tasks selectors scorers scoring ledger loaders group_holdout measuring "
-        "epochs gate gating keep"
-    ),
-    "states": "types selectors stores scoring loaders",
-    "loop": _ABOVE_LOOP,
-    "tally": "types",
-    "logs": "types files seals",  # types inside functions only: see the test below
-    "arrow_logs": "types seals logs",  # as above
-    "records": "types files seals logs arrow_logs",  # as above
-    "info_records": "types logs arrow_logs records",  # as above
-    "adapters": "types loop records",
-    "data": "types loaders",
-    "models": "types",
-    "encoders": "types",
-    "recipe": "types tasks scoring models encoders selectors",
-    "splits": "types data models encoders irreducible recipe seeds",
-    "ingredients": f"{_ABOVE_LOOP} records data models recipe splits",
-    "evaluation": "tasks scoring data",
-    "stopping": "",
-    "provenance": "",
-    "run": f"{_ABOVE_RUN} stopping provenance tally recipe splits ingredients evaluation",
-    "checking": f"{_ABOVE_RUN} ingredients recipe run",
-    "sweep": f"{_ABOVE_RUN} stopping provenance recipe run",
-    "recipes": f"{_ABOVE_RUN} recipe run",
-    "payoff": "types structure stores tasks scoring",
-    "fidelity": ("types structure stores tasks selectors scorers scoring ledger measuring payoff"),
-    "bench": f"{_ABOVE_RUN} run payoff fidelity",
-    "pages": "types scoring selectors",
-    "report": "records info_records",
-    "demo": f"{_ABOVE_RUN} stopping provenance run recipes report",
-    "cli": "*",
-    "__main__": "cli",
+    "lab.checking": f"{_RUNS} lab.logs lab.info_records lab.run",
+    "lab.sweep": _SWEEPS,
+    "lab.recipes": _SWEEPS,
+    "lab.bench": _SWEEPS,
+    "lab.method_pages": "types selectors scoring",
+    "lab.report": "lab.records lab.info_records",
+    "lab.demo": f"{_SWEEPS} lab.recipes lab.report",
+    "lab.cli": "*",
+    "__main__": "lab.cli",
 }
 OPTIONAL = (
     "matplotlib pyarrow typer transformers tokenizers sentence_transformers huggingface_hub "
@@ -115,8 +83,8 @@ def _files() -> list[Path]:
 
 
 def _unit(path: Path) -> str:
-    first = path.relative_to(SOURCE).parts[0]
-    return first.removesuffix(".py")
+    first, *rest = path.relative_to(SOURCE).with_suffix("").parts
+    return f"lab.{rest[0]}" if first == "lab" else first
 
 
 def _imports(path: Path, *, inside_functions: bool = True) -> Iterator[str]:
@@ -139,25 +107,25 @@ def _imports(path: Path, *, inside_functions: bool = True) -> Iterator[str]:
 
 
 def _ours(path: Path, *, inside_functions: bool = True) -> set[str]:
-    """Modules and folders of ours that a file imports."""
+    """Units of ours that a file imports."""
     names = (n.split(".") for n in _imports(path, inside_functions=inside_functions))
-    return {n[1] for n in names if n[0] == "reducible" and len(n) > 1}
+    ours = [n[1:] for n in names if n[0] == "reducible" and len(n) > 1]
+    return {".".join(n[:2]) if n[0] == "lab" else n[0] for n in ours}
 
 
 def test_the_table_allows_only_what_stands_above() -> None:
     order = list(ALLOWED)
     for unit, allowed in ALLOWED.items():
-        # scorers, plans and the like are named before they are written
-        for other in allowed.split():
-            assert (
-                other == "*"
-                or order.index(other) < order.index(unit)
-                or other
-                in (
-                    "ledger",
-                    "structure",
-                )
-            ), f"{unit} may not import {other}, which stands below it"
+        for other in set(allowed.split()) - {"*", "__version__"}:
+            assert order.index(other) < order.index(unit), f"{other} stands below {unit}"
+            assert unit.startswith(("lab.", "__main__")) or not other.startswith("lab.")
+
+
+def test_the_house_has_few_rooms() -> None:
+    modules = [p for p in SOURCE.glob("*.py") if p.name != "__init__.py"]
+    packages = [p.parent for p in SOURCE.rglob("__init__.py") if p.parent != SOURCE]
+    assert len(modules) <= 9
+    assert len(modules) + len(packages) <= 22
 
 
 @pytest.mark.parametrize("path", _files(), ids=lambda p: str(p.relative_to(SOURCE)))
@@ -166,8 +134,7 @@ def test_a_file_imports_only_what_its_row_allows(path: Path) -> None:
     assert unit in ALLOWED, f"decide where {unit} sits, and give it a row"
     if ALLOWED[unit] == "*":
         return
-    imported = _ours(path) - {unit, "__version__"}
-    assert imported <= set(ALLOWED[unit].split())
+    assert _ours(path) - {unit} <= set(ALLOWED[unit].split())
 
 
 def test_the_package_itself_is_imported_by_nobody_for_its_contents() -> None:
@@ -198,16 +165,15 @@ def test_no_function_hides_the_module_of_its_name() -> None:
 
 
 def test_records_reach_for_types_only_where_an_error_is_raised() -> None:
-    assert _ours(SOURCE / "logs.py", inside_functions=False) == {"files", "seals"}
-    assert _ours(SOURCE / "records.py", inside_functions=False) == {
-        "files",
-        "seals",
-        "logs",
-        "arrow_logs",
-    }
+    lab = SOURCE / "lab"
+    assert _ours(lab / "logs.py", inside_functions=False) == {"files"}
+    above = {"files", "lab.logs", "lab.arrow_logs"}
+    assert _ours(lab / "records.py", inside_functions=False) == above
 
 
-@pytest.mark.parametrize("path", sorted((SOURCE / "report").glob("*.py")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", sorted((SOURCE / "lab" / "report").glob("*.py")), ids=lambda p: p.name
+)
 def test_reports_are_made_without_torch(path: Path) -> None:
     assert not any(name.split(".")[0] == "torch" for name in _imports(path))
 

@@ -17,9 +17,9 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import reducible as rd
-from reducible.cli import app
-from reducible.data import TensorSet
-from reducible.recipes import RECIPES
+from reducible.lab.cli import app
+from reducible.lab.data import TensorSet
+from reducible.lab.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reducible.models import MODELS
-from reducible.scoring import Scoring, measure
+from reducible.lab.models import MODELS
+from reducible.scoring.measure import Scoring, measure
 from reducible.tasks import Classification, SequenceClassification, per_example
 from reducible.types import Candidates, ConfigurationError, DataError
 

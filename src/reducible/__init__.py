@@ -6,23 +6,20 @@ not yet learnt. ``SelectingLoader`` wraps a loader; ``selector(name)`` gives a r
 """
 
 from reducible import scores
-from reducible.chosen import Chosen
-from reducible.gate import Gate
-from reducible.irreducible import (
+from reducible.batches import register_batch_type
+from reducible.costs import BreakEven, break_even
+from reducible.fitting import (
     cross_fit_irreducible_loss,
     fit_group_irreducible_loss,
     fit_irreducible_loss,
     fit_proxy,
 )
 from reducible.ledger import Ledger
-from reducible.loop import SelectingLoader, weighted_mean
-from reducible.payoff import BreakEven, break_even
+from reducible.loop import Chosen, Gate, SelectingLoader, weighted_mean
 from reducible.plans import Plan, noise_floor_loss
-from reducible.scorers import CoTrained, early_exit
-from reducible.scoring import Scoring, measure
+from reducible.scoring import CoTrained, Scoring, early_exit, measure
 from reducible.selectors import SELECTORS, Chain, Scheduled, Scored, Selector, selector
 from reducible.stores import IrreducibleLossStore, WithIds
-from reducible.structure import register_batch_type
 from reducible.tasks import Classification, SequenceClassification, Task
 from reducible.types import (
     Candidates,

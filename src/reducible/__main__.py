@@ -1,5 +1,5 @@
 """``python -m reducible``."""
 
-from reducible.cli import app
+from reducible.lab.cli import app
 
 app()

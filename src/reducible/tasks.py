@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reducible.labels import class_labels
+from reducible.loading.labels import class_labels
 from reducible.types import DataError, require_between
 
 _TARGET_KEYS = ("labels", "label", "targets", "target", "y")
@@ -262,7 +262,7 @@ class SequenceClassification(_CrossEntropy):
     """Classification of texts, by models that take padded tokens by keyword.
 
     Such as ``AutoModelForSequenceClassification`` of transformers, or
-    ``reducible.encoders.minilm``. Batches are mappings with ``input_ids`` [B, T] int64,
+    ``reducible.lab.encoders.minilm``. Batches are mappings with ``input_ids`` [B, T] int64,
     ``attention_mask`` [B, T], 1 at tokens and 0 at padding, and labels [B]; ``token_type_ids`` and
     ``position_ids`` go to the model too where they are there, and nothing else does. So the model
     makes no loss of its own, and texts or lengths may stand in the batch.

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import reducible as rd
-from reducible.info_records import StepWriter, read_info
+from reducible.lab.info_records import StepWriter, read_info
+from reducible.lab.records import read_picks
 from reducible.picks import top_k
-from reducible.records import read_picks
 from reducible.types import EVIDENCE_FIELDS
 
 pytestmark = [

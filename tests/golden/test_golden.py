@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import reducible as rd
-from reducible.data import TensorSet
+from reducible.lab.data import TensorSet
 
 GOLDEN = Path(__file__).with_name("picks.json")
 RULES = ("uniform", "train_loss", "rho")

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 import reducible as rd
-from reducible.data import TensorSet
+from reducible.lab.data import TensorSet
 from reducible.stores import (
     fingerprint,
     has_distinct_ids,
@@ -225,7 +225,7 @@ def test_whether_the_ids_of_a_data_set_are_distinct(monkeypatch: pytest.MonkeyPa
     assert has_distinct_ids(Subset(data, [4, 2]))
     assert not has_distinct_ids(Subset(data, [4, 4]))
     assert not has_distinct_ids(data.dataset)
-    monkeypatch.setattr("reducible.stores.identity._QUICKLY", 4)
+    monkeypatch.setattr("reducible.stores.ids._QUICKLY", 4)
     assert not has_distinct_ids(data)
 
 

@@ -9,13 +9,7 @@ from typing import Any, final
 import torch
 
 from reducible.selectors.base import PER_ROW, Choice, Composed, Look, Selector, given
-from reducible.types import (
-    ConfigurationError,
-    Evidence,
-    Selection,
-    SelectionError,
-    require_between,
-)
+from reducible.types import ConfigurationError, Evidence, Selection, SelectionError, require_between
 
 _LATE = frozenset({"mc_logits"})  # measured on the survivors only
 

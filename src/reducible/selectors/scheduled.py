@@ -14,13 +14,7 @@ from reducible import schedules
 from reducible.picks._checks import check_k
 from reducible.picks._draws import shuffled
 from reducible.selectors.base import PER_ROW, Choice, Composed, Look, Selector, given
-from reducible.types import (
-    ConfigurationError,
-    Evidence,
-    Selection,
-    SelectionError,
-    require_between,
-)
+from reducible.types import ConfigurationError, Evidence, Selection, SelectionError, require_between
 
 
 @final

@@ -1,7 +1,7 @@
 """Stores: irreducible losses by id, remembered losses, and which example is which."""
 
-from reducible.labels import key_ids
-from reducible.stores.identity import (
+from reducible.loading.labels import key_ids
+from reducible.stores.ids import (
     WithIds,
     fingerprint,
     has_distinct_ids,

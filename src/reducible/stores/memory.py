@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from reducible.stores.identity import require_ids
+from reducible.stores.ids import require_ids
 from reducible.types import DataError, name_ids, require_finite
 
 

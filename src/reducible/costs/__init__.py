@@ -1,0 +1,9 @@
+"""What selection costs, and what it must save.
+
+- ``payoff``: the break-even point on a model of one's own; timing in turns
+- ``fidelity``: how faithful cheap scoring is
+"""
+
+from reducible.costs.payoff import BreakEven, break_even, times_in_turn
+
+__all__ = ["BreakEven", "break_even", "times_in_turn"]

@@ -1,0 +1,20 @@
+"""The loop around a training step: candidates in, chosen rows out.
+
+- ``loader``: SelectingLoader, weighted_mean
+- ``build``: checks what SelectingLoader is made of
+- ``evidence``: the evidence of each candidate batch, and the state that it needs
+- ``passes``: candidate batches, pass by pass; ``epochs``: those that a rule plans; ``keep``: n_b
+- ``chosen``: what is handed out, in parts
+- ``gate``, ``trials``: decides whether selection pays; tries it on the model and the clock
+- ``hindsight``: what a rule learns of rows that it drew without looking
+- ``inspection``: labels of another store, workers that double rows
+- ``states``: what a saved state belongs to; ``seeds``: a seed for every step
+"""
+
+from reducible.loop.chosen import Chosen
+from reducible.loop.evidence import Measuring
+from reducible.loop.gate import Gate
+from reducible.loop.loader import SelectingLoader, weighted_mean
+from reducible.loop.seeds import stream_seed
+
+__all__ = ["Chosen", "Gate", "Measuring", "SelectingLoader", "stream_seed", "weighted_mean"]

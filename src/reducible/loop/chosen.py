@@ -1,0 +1,104 @@
+"""What is handed out: chosen rows, the parts they come in, and where they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Protocol, final, runtime_checkable
+
+from torch import Tensor
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Chosen:
+    """The rows to train on."""
+
+    batch: Any  # the loader's own structure, K rows, on the model's device
+    ids: Tensor  # [K] int64
+    weights: Tensor  # [K] for weighted_mean
+    info: Mapping[str, Tensor]  # what the rule says of its choice, for the log
+    shadows: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """Ids that each shadow selector would have chosen, [K'] int64."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Rows chosen from a candidate batch, before they are gathered."""
+
+    positions: Tensor  # [K] int64
+    ids: Tensor  # [K] int64
+    weights: Tensor  # [K]
+    info: Mapping[str, Tensor]
+    shadows: Mapping[str, Tensor]
+    drawn_at: int | None = None
+    """The step at which the rows were drawn blindly, if the rule learns of them in hindsight."""
+
+    def split(self, k: int) -> list[Part]:
+        """Parts of k rows, in order; what the rule says beside the scores goes with every part."""
+        size = self.ids.numel()
+        return self._cut([*range(0, size, k), size])
+
+    def split_into(self, parts: int) -> list[Part]:
+        """As many parts, in order, whose sizes differ by a row at most."""
+        return self._cut([self.ids.numel() * i // parts for i in range(parts + 1)])
+
+    def _cut(self, bounds: list[int]) -> list[Part]:
+        parts: list[Part] = []
+        for first, last in pairwise(bounds):
+            rows = slice(first, last)
+            info = {n: v[rows] if n == "score" else v for n, v in self.info.items()}
+            parts.append(
+                Part(
+                    self.positions[rows],
+                    self.ids[rows],
+                    self.weights[rows],
+                    info,
+                    {n: ids[rows] for n, ids in self.shadows.items()},
+                    self.drawn_at,
+                )
+            )
+        return parts
+
+    @property
+    def says_more(self) -> bool:
+        """Whether there is something to log beside ids, scores and weights."""
+        return bool(self.shadows) or len(self.info) > ("score" in self.info)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All fields."""
+        return {
+            "positions": self.positions,
+            "ids": self.ids,
+            "weights": self.weights,
+            "info": dict(self.info),
+            "shadows": dict(self.shadows),
+            "drawn_at": self.drawn_at,
+        }
+
+
+class PickLog(Protocol):
+    """Where chosen ids are written; ``reducible.lab.records.PickWriter`` is one.
+
+    A log that has ``write_info`` too, as ``InfoLog``, gets what the rule says of its choice beside
+    the scores, and the choices of shadows.
+    """
+
+    def write(self, step: int, ids: Tensor, scores: Tensor | None, weights: Tensor | None) -> None:
+        """One step's choice: [K] each."""
+        ...
+
+
+@runtime_checkable
+class InfoLog(PickLog, Protocol):
+    """Takes more than picks; ``reducible.lab.info_records.StepWriter`` is one."""
+
+    def write_info(
+        self, step: int, info: Mapping[str, Tensor], shadows: Mapping[str, Tensor]
+    ) -> None:
+        """What a rule says of one step's choice, and the ids ([K'] each) that shadows would take.
+
+        Called for steps only at which there is something beside ``info["score"]``.
+        """
+        ...

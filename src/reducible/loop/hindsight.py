@@ -1,0 +1,82 @@
+"""What a rule learns of rows that it drew blindly: what their training pass shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import final
+
+import torch
+from torch import Tensor
+
+from reducible.ledger import Ledger
+from reducible.loop.evidence import Measuring
+from reducible.selectors import Selector
+from reducible.types import CONTEXT_KEYS, Candidates, Evidence, MissingEvidence, Selection
+
+
+@final
+class Hindsight:
+    """Tells a rule of the rows that it drew blindly, once the model was trained on them.
+
+    Args:
+        selector: is told by ``observe``; nothing happens where its ``hindsight`` is empty.
+        measuring: listens to the model.
+        ledger: charged for picking.
+    """
+
+    def __init__(self, selector: Selector, measuring: Measuring, ledger: Ledger) -> None:
+        self.wanted = bool(selector.hindsight)
+        """Whether the rule learns so."""
+        self._selector, self._measuring = selector, measuring
+        self._picking = ledger.phase("pick")
+        self._seen: Callable[[], Evidence | None] | None = None  # of the rows handed out last
+        self._step = -1  # at which they were
+        self._told = False  # since the loop was made
+
+    def listen(self, rows: Candidates, *, epoch: int, drawn_at: int, step: int) -> None:
+        """Watch the training pass of ``rows``, which are handed out at ``step``."""
+        self._step = step
+        self._seen = self._measuring.in_hindsight(self._selector, rows, epoch=epoch, step=drawn_at)
+
+    def tell(self) -> None:
+        """Let the rule observe the rows, if their training pass was seen; once."""
+        evidence = None if self._seen is None else self._seen()
+        if evidence is not None:
+            self._seen, self._told = None, True
+            with self._picking:
+                self._selector.observe(evidence, all_rows(evidence.ids))
+
+    def settle(self) -> None:
+        """The same, when the next batch is asked for.
+
+        Raises:
+            MissingEvidence: no training pass was seen, now or before.
+        """
+        self.tell()
+        if self._seen is None:
+            return
+        self.forget()
+        if not self._told:
+            raise MissingEvidence(
+                f"the selector drew the rows of step {self._step} blindly, and learns when to "
+                f"score from their training pass ({', '.join(sorted(self._selector.hindsight))}), "
+                "but no pass with gradients over all of them was seen. Train the model that was "
+                "given to the loop on chosen.batch in one piece. Where that cannot be (smaller "
+                "parts, a model compiled inside, a task of one's own), take a rule that always "
+                "scores, such as grad_norm_is with tau_gate=False."
+            )
+
+    def forget(self) -> None:
+        """Watch no longer."""
+        self._seen = None
+
+
+def would_be_told(shadow: Selector, rows: Tensor) -> tuple[frozenset[str], Selection]:
+    """What a shadow is to be shown of the rows ([K]) that it drew blindly, and all of them."""
+    return shadow.hindsight | (shadow.needs & set(CONTEXT_KEYS)), all_rows(rows)
+
+
+def all_rows(like: Tensor) -> Selection:
+    """A plain selection of as many rows as ``like`` has, on its device."""
+    rows = torch.arange(like.numel(), device=like.device)
+    return Selection(rows, torch.ones(like.numel(), device=like.device))

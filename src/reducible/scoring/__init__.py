@@ -1,0 +1,37 @@
+"""The only package that runs a model to score.
+
+- ``measure``: settings, and evidence of a candidate batch from one forward pass
+- ``co_trained``, ``early_exit``: models that score beside the one being trained
+- ``captured``: predictions that are captured in the training pass
+- ``group_holdout``: averages of the group holdout loss
+"""
+
+from reducible.scoring.captured import Overheard
+from reducible.scoring.co_trained import CoTrained
+from reducible.scoring.early_exit import early_exit
+from reducible.scoring.group_holdout import GroupHoldoutLoss
+from reducible.scoring.measure import (
+    ONE_PASS,
+    RUNS_THE_MODEL,
+    Asked,
+    Meter,
+    Scoring,
+    least_rows,
+    measure,
+    without_graph,
+)
+
+__all__ = [
+    "ONE_PASS",
+    "RUNS_THE_MODEL",
+    "Asked",
+    "CoTrained",
+    "GroupHoldoutLoss",
+    "Meter",
+    "Overheard",
+    "Scoring",
+    "early_exit",
+    "least_rows",
+    "measure",
+    "without_graph",
+]

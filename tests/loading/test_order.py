@@ -1,0 +1,200 @@
+"""Loaders read batch by batch as their own iterators give them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
+
+from reducible.lab.data import TensorSet
+from reducible.loading.order import OrderDigest, Reordered, as_it_is, batches_of, rebuilt
+from reducible.types import DataError
+
+
+class Single(Dataset[Tensor]):
+    """Items one by one."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.tensor([index, index**2])
+
+
+class Many(Single):
+    """Whole lists of items too, marked so that it shows."""
+
+    def __getitems__(self, indices: list[int]) -> list[Tensor]:
+        return [self[i] + 100 for i in indices]
+
+
+class Whole(Single):
+    """Batches by list."""
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return torch.tensor(index) * 2
+
+
+def _loader(kind: str, generator: torch.Generator | None) -> DataLoader[Any]:
+    if kind == "whole":
+        batches = BatchSampler(RandomSampler(Single(), generator=generator), 3, drop_last=False)
+        return DataLoader(Whole(), batch_size=None, sampler=batches, generator=generator)
+    if kind == "tensors":
+        return TensorSet(torch.rand(10, 2), torch.arange(10)).loader(3, generator=generator)
+    if kind == "reordered":
+        source = BatchSampler(RandomSampler(Single(), generator=generator), 3, drop_last=False)
+        plain = DataLoader(Whole(), batch_size=None, sampler=source, generator=generator)
+        return rebuilt(plain, Reordered(source, 1, lambda _, indices: indices[::-1]))
+    data = Many() if kind == "many" else Single()
+    return DataLoader(data, batch_size=3, shuffle=True, generator=generator)
+
+
+def _flat(batch: Any) -> list[Any]:
+    return batch.tolist() if isinstance(batch, Tensor) else [_flat(part) for part in batch]
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("kind", ["single", "many", "whole", "tensors", "reordered"])
+def test_the_same_batches_from_the_same_streams(kind: str, own: bool) -> None:
+    seen: list[Any] = []
+    for read in (batches_of, iter):
+        with torch.random.fork_rng([]):
+            torch.manual_seed(3)
+            generator = torch.Generator().manual_seed(5) if own else None
+            loader = _loader(kind, generator)
+            passes = [[_flat(batch) for batch in read(loader)] for _ in range(2)]
+            states = [torch.get_rng_state().tolist()]
+            states += [generator.get_state().tolist()] if generator is not None else []
+            seen.append((passes, states))
+    assert seen[0] == seen[1]
+    first, second = seen[0][0]
+    assert first != second  # shuffled anew
+
+
+def test_what_loads_elsewhere_is_left_to_its_own_iterator() -> None:
+    worked = DataLoader(Single(), batch_size=5, num_workers=1)
+    assert type(batches_of(worked)) is type(iter(worked))
+    with pytest.warns(
+        UserWarning, match="pin_memory"
+    ):  # of torch, where there is nothing to pin for
+        pinned = batches_of(DataLoader(Single(), batch_size=5, pin_memory=True))
+    assert "DataLoaderIter" in type(pinned).__name__
+    numbers = [1, 2]
+    assert list(batches_of(numbers)) == numbers
+
+
+def test_collates_nothing_where_told_so() -> None:
+    loader = DataLoader(Single(), batch_size=5, collate_fn=as_it_is)
+    assert [len(batch) for batch in batches_of(loader)] == [5, 5]
+
+
+# -- the same loader over another order -----------------------------------------------------------
+
+
+def _nothing(worker: int) -> None:
+    pass
+
+
+OTHER: dict[str, Any] = {  # than the defaults
+    "num_workers": 2,
+    "collate_fn": as_it_is,
+    "pin_memory": True,
+    "timeout": 3.0,
+    "worker_init_fn": _nothing,
+    "multiprocessing_context": "spawn",
+    "generator": torch.Generator(),
+    "prefetch_factor": 5,
+    "persistent_workers": True,
+    "pin_memory_device": "cuda",
+    "in_order": False,
+}
+OF_THE_ORDER = {"self", "dataset", "batch_size", "shuffle", "sampler", "batch_sampler", "drop_last"}
+
+
+def test_every_argument_of_a_loader_is_carried_over() -> None:
+    there = set(inspect.signature(DataLoader.__init__).parameters) - OF_THE_ORDER
+    assert there <= set(OTHER)  # an argument that is new in torch wants a value here
+    options = {name: value for name, value in OTHER.items() if name in there}
+    data = Single()
+    loader = DataLoader(data, batch_size=3, **options)
+    again = rebuilt(loader, Reordered([[1, 2]]))
+    assert again.dataset is data
+    for name, value in options.items():
+        if name == "multiprocessing_context":
+            assert again.multiprocessing_context is loader.multiprocessing_context
+        else:
+            assert getattr(again, name) == value, name
+    assert rebuilt(loader, Reordered(), num_workers=1).num_workers == 1
+
+
+# -- orders ---------------------------------------------------------------------------------------
+
+
+def _digest(parts: list[Any], known: tuple[int, int] = (0, 0)) -> OrderDigest:
+    digest = OrderDigest(known)
+    for part in parts:
+        digest.add(part)
+    return digest
+
+
+@pytest.mark.parametrize(
+    "other", [[[1, 3], [2]], [[2, 1], [3]], [[1, 2], [3], [4]], [[1], [2, 3]], [[1, 2], [4]]]
+)
+def test_a_digest_tells_orders_apart(other: list[Any]) -> None:
+    seen = _digest([[1, 2], [3]])
+    known = seen.count, seen.digest
+    assert (_digest(other).count, _digest(other).digest) != known
+    assert _digest([[1, 2], [3], [9]], known).count == 3
+    if len(other) == 2:
+        with pytest.raises(DataError, match="gave 2 batches that are not those of before"):
+            _digest(other, known)
+    with pytest.raises(DataError, match="1 batches, where there were 2, of before"):
+        _digest([[1, 2]], known).end()
+
+
+@pytest.mark.parametrize(
+    "same", [range(1, 3), torch.tensor([1, 2]), [torch.tensor(1), torch.tensor(2)]]
+)
+def test_a_digest_is_of_the_numbers(same: Any) -> None:
+    assert _digest([same]).digest == _digest([[1, 2]]).digest
+    assert _digest([same]).digest != _digest([[2, 1]]).digest
+
+
+def test_what_is_no_number_is_counted_only() -> None:
+    assert _digest([object()]).digest == _digest([Single()]).digest
+
+
+def test_an_order_is_drawn_as_far_as_it_was() -> None:
+    drawn: list[int] = []
+
+    def source() -> Iterator[list[int]]:
+        for i in range(6):
+            drawn.append(i)
+            yield [i]
+
+    seen = _digest([[i] for i in range(4)])
+    order = Reordered()
+    order.aim(Walk(source), skip=2, known=(seen.count, seen.digest), vain=2)
+    iter(order)
+    assert drawn == []
+    order.prime()
+    assert drawn == [0, 1, 2, 3]
+    assert [next(order) for _ in range(6)] == [[2], [2], [2], [3], [4], [5]]
+    assert list(order.ends) == [3, 4, 5, 6]
+    with pytest.raises(StopIteration):
+        next(order)
+
+
+class Walk:
+    """Walks anew each time."""
+
+    def __init__(self, walk: Callable[[], Iterator[list[int]]]) -> None:
+        self._walk = walk
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self._walk()

@@ -1,0 +1,111 @@
+"""When rows are loaded, and which parts of a choice are handed out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+import reducible as rd
+from reducible.loop.seeds import stream_seed
+
+N, N_B, K = 60, 20, 5
+
+
+class Counted(Dataset[tuple[Tensor, int]]):
+    """Examples that count, over all processes, how often each was loaded."""
+
+    def __init__(self) -> None:
+        self.x = torch.randn(N, 4, generator=torch.Generator().manual_seed(1))
+        self.targets = (self.x.sum(1) > 0).long()
+        self.loaded = torch.zeros(N, dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, index: int) -> Any:
+        self.loaded[index] += 1
+        return self.x[index], int(self.targets[index])
+
+
+def _batches(rule: str, *, workers: int = 0, data: Any = None, **options: Any) -> Any:
+    loader = DataLoader(rd.WithIds(data or Counted()), batch_size=N_B, num_workers=workers)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    return rd.SelectingLoader(loader, model, rd.selector(rule), keep=K, **options)
+
+
+def test_workers_load_only_the_rows_that_a_blind_rule_drew() -> None:
+    data = Counted()
+    handed = torch.cat([chosen.ids for chosen in _batches("uniform", workers=2, data=data)])
+    assert handed.numel() == 3 * K
+    expected = torch.zeros(N, dtype=torch.int64)
+    expected[handed] = 1
+    assert torch.equal(data.loaded, expected)
+
+
+def test_parts_that_are_left_of_a_broken_pass_are_not_handed_out_in_the_next() -> None:
+    batches = _batches("train_loss", scoring=rd.Scoring(updates_per_scoring=2))
+    first = next(iter(batches))
+    again = iter(batches)
+    assert next(again).ids.tolist() == first.ids.tolist()  # of the same model: the same choice
+    second = next(again).ids.tolist()
+    assert not set(second) & set(first.ids.tolist())
+    assert batches.step == 3
+
+
+def test_an_epoch_is_planned_from_a_stream_that_no_step_uses() -> None:
+    batches = _batches("rs2", seed=7)
+    planner = batches._planner
+    seeds: list[int] = []
+    plan = planner.plan
+
+    def spied(*, generator: torch.Generator, **more: Any) -> None:
+        seeds.append(generator.initial_seed())
+        plan(generator=generator, **more)
+
+    planner.plan = spied
+    for _ in range(3):
+        list(batches)
+    assert seeds == [stream_seed(7, -1 - epoch) for epoch in range(3)]
+
+
+def test_between_passes_a_state_stands_at_none_of_their_batches() -> None:
+    batches = _batches("train_loss")
+    assert batches.state_dict()["passes"]["position"] == 0
+    for chosen in batches:
+        assert chosen.ids.numel() == K
+        assert batches.state_dict()["passes"]["position"] == batches.step
+    assert batches.state_dict()["passes"]["position"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("epoch", 0.5), ("epoch", -2), ("position", 1.5), ("position", -1), ("n_candidates", 0.5)],
+)
+def test_counts_in_a_state_that_are_none(name: str, value: float) -> None:
+    batches = _batches("train_loss")
+    next(iter(batches))
+    state = batches.state_dict()
+    state["passes"] = state["passes"] | {name: value}
+    with pytest.raises(rd.ConfigurationError, match=f"{name} in the state must be a whole number"):
+        batches.load_state_dict(state)
+    assert batches.step == 1
+
+
+def test_a_loss_that_is_reported_belongs_to_the_step_that_was_handed_out() -> None:
+    batches = _batches("train_loss", scoring=rd.Scoring(max_age=9))
+    memory = batches._measuring._memory
+    for step, chosen in enumerate(batches):
+        if step == 0:
+            continue
+        batches.remember(chosen.ids, torch.ones(K))
+        assert memory.age(chosen.ids, step).tolist() == [0] * K
+        assert memory.lookup(chosen.ids).tolist() == [1.0] * K
+    before = _batches("train_loss", scoring=rd.Scoring(max_age=9))
+    before.remember(torch.arange(2), torch.ones(2))  # before any step: as of the first
+    assert before._measuring._memory.age(torch.arange(2), 0).tolist() == [0, 0]

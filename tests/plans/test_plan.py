@@ -1,0 +1,738 @@
+"""Plans: by hand, then drawn: every id as often as its weight says, none twice in a batch."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader
+
+import reducible as rd
+from reducible.files import checkpoints
+from reducible.lab.data import TensorSet, flip_labels
+from reducible.lab.recipe import Recipe
+from reducible.lab.recipes.equal_time import setting
+from reducible.plans.plan import (
+    noise_floor_filter,
+    residual_weights,
+    systematic_counts,
+    wrong_probability,
+)
+from reducible.stores import fingerprint
+
+# p(y | x) of six examples of two classes whose floors are 0.1 and 0.01
+P = torch.tensor([0.9, 0.25, 0.15, 0.5, 0.03, 0.015], dtype=torch.float64)
+LABELS = torch.tensor([0, 0, 0, 1, 1, 1])
+FLOOR = torch.tensor([0.1, 0.01], dtype=torch.float64)
+
+
+def _store(p: Tensor = P, **options: Any) -> rd.IrreducibleLossStore:
+    return rd.IrreducibleLossStore.from_tensor(-p.log(), **options)
+
+
+def _plan(p: Tensor = P, labels: Tensor = LABELS, **options: Any) -> rd.Plan:
+    options = {"noise_floor": FLOOR, "multiple": 2.0, "exponent": 0.5} | options
+    return rd.Plan.from_irreducible_loss(_store(p), torch.arange(len(p)), labels, **options)
+
+
+def _of(weight: Tensor, ids: Tensor | None = None) -> rd.Plan:
+    """A plan of given weights."""
+    ids = torch.arange(len(weight)) if ids is None else ids
+    return rd.Plan(ids, weight / weight.mean(), torch.empty(0, dtype=torch.int64), {})
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# -- by hand --------------------------------------------------------------------------------------
+
+
+def test_filter_by_hand() -> None:
+    """Twice the floor is 0.2 for class 0 and 0.02 for class 1: a rare class keeps its 0.03."""
+    keep = noise_floor_filter(P, LABELS, FLOOR, multiple=2.0)
+    assert keep.tolist() == [True, True, False, True, True, False]
+    assert bool(noise_floor_filter(P, LABELS, FLOOR, multiple=0.0).all())
+    edge = torch.tensor([0.2], dtype=torch.float64)  # exactly at the floor: kept
+    assert noise_floor_filter(edge, torch.tensor([0]), FLOOR, multiple=2.0).tolist() == [True]
+
+
+def test_weights_by_hand() -> None:
+    p = torch.tensor([0.98, 0.06, 0.5], dtype=torch.float64)
+    raw = [math.sqrt(0.04), math.sqrt(0.96), math.sqrt(0.52)]
+    mean = sum(raw) / 3
+    weight = residual_weights(p, exponent=0.5)
+    assert weight.tolist() == pytest.approx([w / mean for w in raw])
+    assert residual_weights(p, exponent=0.0).tolist() == [1.0, 1.0, 1.0]
+    sure = residual_weights(torch.ones(2, dtype=torch.float64), exponent=2.0)
+    assert sure.tolist() == [1.0, 1.0]  # the offset keeps what is certain in
+
+
+def test_a_plan_by_hand() -> None:
+    plan = _plan()
+    assert plan.ids.tolist() == [0, 1, 3, 4]
+    assert plan.dropped.tolist() == [5, 2]  # the highest irreducible loss first
+    raw = torch.tensor([0.12, 0.77, 0.52, 0.99]).double().sqrt()
+    torch.testing.assert_close(plan.weight, raw / raw.mean(), rtol=1e-6, atol=0)
+    assert plan.weight.dtype == torch.float64
+    assert plan.weight.mean().item() == pytest.approx(1.0)
+    raw = torch.tensor([0.6, 1.25, 1.0, 1.47]).double()
+    weight = _plan(exponent=1.0, offset=0.5).weight
+    torch.testing.assert_close(weight, raw / raw.mean(), rtol=1e-6, atol=0)
+
+
+def test_order_of_ids_does_not_matter() -> None:
+    mixed = torch.tensor([4, 0, 5, 2, 1, 3])
+    store = _store(fingerprint=fingerprint(torch.arange(6), LABELS))
+    same = {"noise_floor": FLOOR, "multiple": 2.0}
+    plan = rd.Plan.from_irreducible_loss(store, mixed, LABELS[mixed], **same)
+    ordered = _plan(exponent=0.25)
+    assert torch.equal(plan.ids, ordered.ids)
+    assert torch.equal(plan.weight, ordered.weight)
+
+
+def test_the_floor_is_in_the_header_of_fitted_stores() -> None:
+    store = _store(header={"noise_floor": FLOOR.tolist(), "method": "holdout", "seconds": 2.5})
+    plan = rd.Plan.from_irreducible_loss(store, torch.arange(6), LABELS, multiple=2.0)
+    assert torch.equal(plan.ids, _plan().ids)
+    assert plan.report["store"] == {"method": "holdout", "model": None, "seconds": 2.5}
+    other = rd.Plan.from_irreducible_loss(store, torch.arange(6), LABELS, noise_floor=FLOOR * 0)
+    assert len(other.ids) == 6  # what is given counts
+
+
+def test_defaults_are_those_of_the_plan_that_the_study_recommends() -> None:
+    report = rd.Plan.from_irreducible_loss(
+        _store(), torch.arange(6), LABELS, noise_floor=FLOOR
+    ).report
+    recipes = (setting("mlp", "clean", "noisy", "plan-full"), Recipe(name="a", selector="uniform"))
+    for recipe in recipes:
+        assert report["multiple"] == recipe.plan_multiple
+        assert report["exponent"] == recipe.plan_exponent
+
+
+def test_the_report_says_what_was_decided() -> None:
+    report = _plan(exponent=1.0).report
+    assert json.loads(json.dumps(dict(report))) == report
+    assert (report["multiple"], report["exponent"], report["offset"]) == (2.0, 1.0, 0.02)
+    assert (report["examples"], report["kept"]) == (6, 4)
+    assert report["noise_floor"] == FLOOR.tolist()
+    assert report["highest_irreducible_loss"] == [5, 2]
+    assert [(r["class"], r["examples"], r["kept"]) for r in report["by_class"]] == [
+        (0, 3, 2),
+        (1, 3, 2),
+    ]
+    assert [r["median_probability"] for r in report["by_class"]] == pytest.approx([0.25, 0.03])
+
+
+def test_the_loss_with_a_noise_floor_by_hand() -> None:
+    """−log(0.7·p + m_y) with floors 0.1 and 0.2: a right label at p = 0.5, a wrong one at 0."""
+    loss = torch.tensor([-math.log(0.5), 200.0, 0.0], dtype=torch.float64)
+    floor = torch.tensor([0.1, 0.2], dtype=torch.float64)
+    mine = rd.noise_floor_loss(loss, torch.tensor([0, 1, 1]), floor)
+    expected = [-math.log(0.45), -math.log(0.2), -math.log(0.9)]
+    assert mine.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_its_gradient_is_the_plain_one_times_the_probability_that_the_label_is_right() -> None:
+    g = _generator(3)
+    floor = torch.tensor([0.1, 0.05, 0.0], dtype=torch.float64)
+    logits = 3.0 * torch.randn(8, 3, generator=g, dtype=torch.float64)
+    targets = torch.randint(3, (8,), generator=g)
+    gradients: list[Tensor] = []
+    for floored in (False, True):
+        z = logits.clone().requires_grad_()
+        loss = torch.nn.functional.cross_entropy(z, targets, reduction="none")
+        (rd.noise_floor_loss(loss, targets, floor) if floored else loss).sum().backward()
+        assert z.grad is not None
+        gradients.append(z.grad)
+    p = logits.softmax(1)[torch.arange(8), targets]
+    right = 0.85 * p / (0.85 * p + floor[targets])  # Bayes
+    torch.testing.assert_close(gradients[1], right.unsqueeze(1) * gradients[0])
+
+
+def test_without_noise_it_is_the_plain_loss() -> None:
+    loss = torch.tensor([0.1, 7.0, 80.0])
+    mine = rd.noise_floor_loss(loss, torch.tensor([0, 1, 0]), torch.zeros(2))
+    torch.testing.assert_close(mine, loss)
+
+
+def test_the_share_of_wrong_labels_and_the_floor_that_is_left_by_hand() -> None:
+    """m/p, at most 1: 1/9, 0.4, 2/3 of the first class, 0.02, 1/3, 2/3 of the second."""
+    wrong = wrong_probability(P, LABELS, FLOOR)
+    assert wrong.tolist() == pytest.approx([1 / 9, 0.4, 2 / 3, 0.02, 1 / 3, 2 / 3])
+    sure = wrong_probability(FLOOR / 2, torch.tensor([0, 1]), FLOOR)
+    assert sure.tolist() == [1.0, 1.0]
+    plan = _plan(exponent=0.0)  # keeps 0, 1, 3 and 4
+    before, after = float(wrong.mean()), (1 / 9 + 0.4 + 0.02 + 1 / 3) / 4
+    assert plan.report["wrong_share"] == pytest.approx(before)
+    assert plan.report["wrong_share_kept"] == pytest.approx(after)
+    left = after / before
+    assert plan.noise_floor.tolist() == pytest.approx([0.1 * left, 0.01 * left])
+    weighted = _plan(exponent=1.0)
+    kept = wrong[torch.tensor([0, 1, 3, 4])]
+    mean = float((weighted.weight * kept).sum() / weighted.weight.sum())
+    assert weighted.report["wrong_share_kept"] == pytest.approx(mean)
+    both = plan.including(torch.tensor([7, 8]))  # of which as many are wrong as of all
+    assert both.report["wrong_share_kept"] == pytest.approx((4 * after + 2 * before) / 6)
+
+
+def test_data_without_noise_has_no_floor() -> None:
+    plan = _plan(noise_floor=torch.zeros(2))
+    assert plan.report["wrong_share"] == 0.0
+    assert plan.noise_floor.tolist() == [0.0, 0.0]
+    unseen = _plan(noise_floor=torch.tensor([0.0, 0.0, 0.25]))  # of a class without a label
+    assert unseen.noise_floor.tolist() == [0.0, 0.0, 0.25]
+
+
+def test_floors_that_leave_nothing_are_refused() -> None:
+    lost = _plan(noise_floor=torch.tensor([0.5, 0.5]), multiple=0.0, exponent=0.0)
+    with pytest.raises(rd.DataError, match="add up to 1: the irreducible-loss model"):
+        _ = lost.noise_floor
+
+
+def test_a_plan_that_takes_in_the_holdout() -> None:
+    plan = _plan(exponent=1.0)
+    both = plan.including(torch.tensor([9, 7]))
+    assert both.ids.tolist() == [0, 1, 3, 4, 7, 9]
+    torch.testing.assert_close(both.weight, torch.cat([plan.weight, torch.ones(2).double()]))
+    assert torch.equal(both.dropped, plan.dropped)
+    assert both.report["included"] == 2
+    for judged in (3, 5):  # one kept, one dropped
+        with pytest.raises(rd.DataError, match=rf"judged ids {judged} already"):
+            plan.including(torch.tensor([8, judged]))
+    for ids, message in (([7, 7], "ids 7 occur more than once"), ([-7], "negative")):
+        with pytest.raises(rd.DataError, match=message):
+            plan.including(torch.tensor(ids))
+
+
+@pytest.mark.parametrize("of", [list, tuple, np.array, lambda v: np.array(v, dtype=np.int32)])
+def test_ids_and_labels_as_data_sets_have_them(of: Callable[[list[int]], Any]) -> None:
+    options: dict[str, Any] = {"noise_floor": FLOOR, "multiple": 2.0}
+    store = _store(fingerprint=fingerprint(torch.arange(6), LABELS))
+    made = rd.Plan.from_irreducible_loss(store, range(6), of(LABELS.tolist()), **options)
+    assert made.ids.tolist() == [0, 1, 3, 4]
+    column = torch.as_tensor(of(LABELS.tolist())).view(6, 1)
+    assert rd.Plan.from_irreducible_loss(store, range(6), column, **options).ids.equal(made.ids)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.nn.functional.one_hot(LABELS), r"one-hot. Take y.argmax\(dim=1\)"),
+        (LABELS.float(), r"floats that hold whole numbers. Take y.long\(\)"),
+        ([*LABELS.tolist()[:-1], 0.5], "no classes"),
+        (["a", "a", "a", "b", "b", "b"], r"strings such as 'a'. Number the classes once"),
+        (np.array(["a", "b"] * 3), "got ndarray"),
+        ([0, 1], r"6 ids but labels of shape \(2,\)"),
+    ],
+)
+def test_labels_that_are_no_classes(labels: Any, message: str) -> None:
+    with pytest.raises(rd.DataError, match=message):
+        rd.Plan.from_irreducible_loss(_store(), range(6), labels, noise_floor=FLOOR)
+    with pytest.raises(rd.DataError, match=r"such as 'a'\. Hash them once"):
+        rd.Plan.from_irreducible_loss(_store(), list("abcdef"), LABELS, noise_floor=FLOOR)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_class_without_examples() -> None:
+    labels = torch.tensor([0, 0, 0, 2, 2, 2])
+    report = _plan(labels=labels, noise_floor=torch.tensor([0.1, 0.5, 0.01])).report
+    assert report["by_class"][1] == {
+        "class": 1, "examples": 0, "kept": 0, "median_probability": None,
+    }  # fmt: skip
+
+
+# -- what cannot work -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"multiple": -1.0}, r"multiple must be a number in \[0.0, inf\)"),
+        ({"multiple": math.nan}, "got nan"),
+        ({"exponent": -0.5}, "exponent must be"),
+        ({"exponent": math.inf}, "got inf"),
+        ({"offset": 0.0}, r"offset must be a number in \(0.0, inf\)"),
+        ({"noise_floor": None}, "has no noise floor .* pass noise_floor="),
+        ({"noise_floor": torch.tensor([0.1])}, r"a noise floor of shape \(1,\), 2 classes"),
+        ({"noise_floor": torch.ones(2, 2)}, r"a noise floor of shape \(2, 2\)"),
+        ({"multiple": 100.0}, "multiple=100.0 of the noise floor drops all 6 examples"),
+    ],
+)
+def test_settings_that_cannot_work(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(rd.ConfigurationError, match=message):
+        _plan(**options)
+
+
+def test_data_that_does_not_fit() -> None:
+    plan, ids = rd.Plan.from_irreducible_loss, torch.arange(6)
+    with pytest.raises(rd.DataError, match=r"6 ids but labels of shape \(5,\)"):
+        plan(_store(), ids, LABELS[:5], noise_floor=FLOOR)
+    with pytest.raises(rd.DataError, match=r"ids 0, 1, 2 occur more than once"):
+        plan(_store(), ids // 2, LABELS, noise_floor=FLOOR)
+    grouped = rd.IrreducibleLossStore.from_tensor(torch.zeros(6, 2))
+    with pytest.raises(rd.ConfigurationError, match="one loss per example, not groups"):
+        plan(grouped, ids, LABELS, noise_floor=FLOOR)
+    of_others = _store(fingerprint=fingerprint(ids, LABELS.flip(0)))
+    with pytest.raises(rd.StoreError, match="the same ids with other labels"):
+        plan(of_others, ids, LABELS, noise_floor=FLOOR)
+    with pytest.raises(rd.StoreError, match="1 ids without irreducible loss: 6"):
+        plan(_store(), ids + 1, LABELS, noise_floor=FLOOR)
+    with pytest.raises(rd.DataError, match="irreducible losses below 0, ids 0"):
+        plan(_store(P + torch.tensor([0.2, 0, 0, 0, 0, 0])), ids, LABELS, noise_floor=FLOOR)
+
+
+# -- saving ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("multiple", [0.0, 2.0])  # without and with ids that are dropped
+def test_save_and_load(multiple: float, tmp_path: Path) -> None:
+    plan = _plan(multiple=multiple)
+    plan.save(tmp_path / "plan")
+    again = rd.Plan.load(tmp_path / "plan")
+    for name in ("ids", "weight", "dropped"):
+        kept = getattr(again, name)
+        assert kept.dtype == getattr(plan, name).dtype
+        assert torch.equal(kept, getattr(plan, name))
+    assert again.report == plan.report
+    assert [p.name for p in tmp_path.iterdir()] == ["plan"]
+
+
+def test_files_that_are_no_plans(tmp_path: Path) -> None:
+    path = tmp_path / "plan"
+    _plan().save(path)
+    whole = path.read_bytes()
+    for damaged in (whole[:-9], whole[:20], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(rd.StoreError, match=r"is not as it was written: .* Make the plan"):
+            rd.Plan.load(path)
+    _store().save(path)
+    with pytest.raises(rd.StoreError, match="is not as it was written"):
+        rd.Plan.load(path)
+    save_file({"ids": torch.arange(2)}, path)
+    with pytest.raises(rd.StoreError, match="is not as it was written"):
+        rd.Plan.load(path)
+
+
+def test_no_changed_bit_of_a_plan_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "plan"
+    _plan().save(path)
+    whole = path.read_bytes()
+    for bit in range(0, 8 * len(whole), 5):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(rd.StoreError, match="not as it was written"):
+            rd.Plan.load(path)
+    checkpoints.write(path, {"step": 3})
+    with pytest.raises(rd.StoreError, match="is no saved plan"):
+        rd.Plan.load(path)
+
+
+def _parts(**changes: Any) -> dict[str, Any]:
+    plan = _plan()
+    parts = {"ids": plan.ids, "weight": plan.weight, "dropped": plan.dropped}
+    return {"format": "reducible.plan.2", **parts, "report": dict(plan.report)} | changes
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"report": {"noise_floor": [0.1], "wrong_share": 0.5}},
+        {"weight": torch.full((4,), 1 + 7e-7).double()},
+    ],
+)
+def test_these_are_the_parts_of_a_plan(changes: dict[str, Any], tmp_path: Path) -> None:
+    checkpoints.write(tmp_path / "plan", _parts(**changes))
+    assert rd.Plan.load(tmp_path / "plan").ids.tolist() == [0, 1, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ids": torch.tensor([0, 1, 4, 3])}, "ids do not ascend"),
+        ({"ids": torch.tensor([0, 1, 1, 4])}, "ids do not ascend"),
+        ({"ids": torch.tensor([-1, 1, 3, 4])}, "ids do not ascend"),
+        ({"ids": torch.tensor([0, 1, 3, 4], dtype=torch.int32)}, "ids is no vector of torch.int64"),
+        ({"ids": torch.tensor([[0, 1, 3, 4]])}, "ids is no vector"),
+        ({"ids": torch.tensor([1, 3, 4])}, "not every id has a weight"),
+        ({"ids": torch.empty(0).long(), "weight": torch.empty(0).double()}, "do not ascend"),
+        ({"weight": torch.ones(4)}, "weight is no vector of torch.float64"),
+        ({"weight": [1.0] * 4}, "weight is no vector"),
+        ({"weight": torch.tensor([0.0, 2, 1, 1]).double()}, "not every id has a weight above 0"),
+        ({"weight": torch.tensor([math.nan, 2, 1, 1]).double()}, "not every id has a weight"),
+        ({"weight": torch.tensor([math.inf, 2, 1, 1]).double()}, "not every id has a weight"),
+        ({"weight": torch.full((4,), 1.25).double()}, "the mean weight is 1.25, not 1"),
+        ({"weight": torch.full((4,), 0.75).double()}, "the mean weight is 0.75, not 1"),
+        ({"weight": torch.full((4,), 1 + 2e-6).double()}, "the mean weight is 1.0000"),
+        ({"dropped": torch.tensor([3])}, "an id is both kept and dropped"),
+        ({"dropped": torch.tensor([2.0])}, "dropped is no vector of torch.int64"),
+        ({"report": {"noise_floor": [0.1]}}, "its report lacks what was decided"),
+        ({"report": [1]}, "its report lacks what was decided"),
+    ],
+)
+def test_a_sound_file_with_other_contents_is_no_plan(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    checkpoints.write(tmp_path / "plan", _parts(**changes))
+    with pytest.raises(rd.StoreError, match=f"holds no plan: .*{message}.* Make the plan again"):
+        rd.Plan.load(tmp_path / "plan")
+    without = _parts()
+    del without[next(iter(changes))]
+    checkpoints.write(tmp_path / "less", without)
+    with pytest.raises(rd.StoreError, match=f"holds no plan: no {next(iter(changes))}"):
+        rd.Plan.load(tmp_path / "less")
+
+
+# -- how often ------------------------------------------------------------------------------------
+
+WEIGHTS = st.lists(st.floats(0.01, 50.0), min_size=1, max_size=60)
+
+
+@settings(deadline=None, max_examples=100)
+@given(raw=WEIGHTS, seed=st.integers(0, 2**32))
+def test_counts_are_the_weight_rounded_down_or_up(raw: list[float], seed: int) -> None:
+    weight = torch.tensor(raw, dtype=torch.float64)
+    weight = weight / weight.mean()
+    count = systematic_counts(weight, generator=_generator(seed))
+    assert int(count.sum()) == len(raw)
+    slack = 1e-9  # a weight that is whole but for rounding
+    assert bool((count >= (weight - slack).floor()).all())
+    assert bool((count <= (weight + slack).ceil()).all())
+
+
+def test_counts_are_the_weight_in_the_mean() -> None:
+    weight = torch.tensor([0.1, 0.4, 2.5, 1.0, 0.75, 1.25], dtype=torch.float64)
+    generator, draws = _generator(), 4000
+    total = sum(systematic_counts(weight, generator=generator) for _ in range(draws))
+    # a count is ⌊w⌋ plus a coin: its variance is at most 1/4
+    assert float((torch.as_tensor(total) / draws - weight).abs().max()) < 5 * 0.5 / draws**0.5
+
+
+def test_neighbours_are_not_tied() -> None:
+    """Ids side by side are drawn together no more often than ids far apart."""
+    weight = torch.full((40,), 0.5, dtype=torch.float64).repeat_interleave(2)
+    weight[::2] = 1.5
+    generator = _generator()
+    counts = torch.stack([systematic_counts(weight, generator=generator) for _ in range(2000)])
+    correlation = torch.corrcoef(counts.T.double())
+    beside = correlation.diagonal(1).mean()
+    assert abs(float(beside)) < 0.05
+
+
+# -- the sampler ----------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    n=st.integers(50, 400),
+    spread=st.floats(0.0, 3.0),
+    share=st.floats(0.1, 1.0),
+    seed=st.integers(0, 10**6),
+)
+def test_no_id_twice_in_any_batch(n: int, spread: float, share: float, seed: int) -> None:
+    weight = torch.rand(n, generator=_generator(seed), dtype=torch.float64) * spread + 0.5
+    plan = _of(weight)
+    most = math.ceil(float(plan.weight.max()))
+    # a window holds its share of every count, give or take a draw
+    size = max(1, int(share * n / most) - most - 1)
+    for batch in BatchSampler(plan.sampler(_ids_only(n), generator=_generator(seed)), size, False):
+        assert len(set(batch)) == len(batch)
+
+
+def _ids_only(n: int) -> Any:
+    return TensorSet(torch.zeros(n, 1), torch.zeros(n, dtype=torch.int64))
+
+
+def test_repeats_are_evenly_spaced() -> None:
+    weight = torch.cat([torch.full((300,), 0.7), torch.full((100,), 3.0)]).double()
+    plan = _of(weight)
+    drawn = list(plan.sampler(_ids_only(400), generator=_generator()))
+    at: dict[int, list[int]] = {}
+    for place, position in enumerate(drawn):
+        at.setdefault(position, []).append(place)
+    for places in at.values():
+        for a, b in itertools.pairwise(places):
+            assert abs((b - a) - 400 / len(places)) <= 4
+
+
+def test_every_id_comes_as_often_as_its_weight() -> None:
+    weight = torch.linspace(0.2, 3.0, 100, dtype=torch.float64)
+    plan = _of(weight, ids=torch.arange(100) * 3 + 7)
+    data = TensorSet(torch.zeros(100, 1), torch.zeros(100).long(), ids=plan.ids.flip(0))
+    sampler = plan.sampler(data, generator=_generator())
+    assert len(sampler) == 100
+    counts: Counter[int] = Counter()
+    for _ in range(50):
+        epoch = Counter(int(data.ids[p]) for p in sampler)
+        assert epoch.total() == 100
+        for i, w in zip(plan.ids.tolist(), plan.weight.tolist(), strict=True):
+            assert math.floor(w) <= epoch[i] <= math.ceil(w)
+        counts.update(epoch)
+    seen = torch.tensor([counts[i] / 50 for i in plan.ids.tolist()]).double()
+    assert float((seen - plan.weight).abs().max()) < 5 * 0.5 / 50**0.5
+
+
+def test_equal_weights_are_a_shuffle_that_moves_on() -> None:
+    plan = _of(torch.ones(30, dtype=torch.float64))
+    sampler = plan.sampler(_ids_only(30), generator=_generator(1))
+    first, second = list(sampler), list(sampler)
+    assert sorted(first) == sorted(second) == list(range(30))
+    assert first != second != list(range(30))
+    again = plan.sampler(_ids_only(30), generator=_generator(1))
+    assert [list(again), list(again)] == [first, second]
+
+
+def test_a_sampler_moves_no_global_stream(global_streams: Any) -> None:
+    streams = global_streams()
+    list(_plan().sampler(_ids_only(6), generator=_generator()))
+    assert global_streams() == streams
+
+
+def test_ids_that_the_data_set_lacks() -> None:
+    plan = _of(torch.ones(8, dtype=torch.float64))
+    with pytest.raises(rd.DataError, match=r"lacks 3 ids of the plan: 5, 6, 7\. The plan is of"):
+        plan.sampler(_ids_only(5), generator=_generator())
+    no_ids = nn.Identity()
+    with pytest.raises(rd.DataError, match="carries no ids"):
+        plan.sampler(no_ids, generator=_generator())
+
+
+def test_batches_that_a_plan_cannot_fill() -> None:
+    plan = _of(torch.tensor([1.0] * 90 + [11.0] * 10).double())
+    assert float(plan.weight.max()) == 5.5
+    with pytest.raises(rd.ConfigurationError, match=r"weight is 5\.5 brings that id every 16 draw"):
+        plan.sampler(_ids_only(100), generator=_generator(), batch_size=17)
+    with pytest.raises(rd.ConfigurationError, match="batches of 101 from the 100 examples"):
+        plan.sampler(_ids_only(100), generator=_generator(), batch_size=101)
+    assert len(plan.sampler(_ids_only(100), generator=_generator(), batch_size=16)) == 100
+    evenly = _of(torch.ones(9).double())
+    assert len(evenly.sampler(_ids_only(9), generator=_generator(), batch_size=9)) == 9
+    fives = _of(torch.tensor([0.75] * 80 + [2.0] * 20).double())  # twice in 100 draws at most
+    assert float(fives.weight.max()) == 2.0
+    assert len(fives.sampler(_ids_only(100), generator=_generator(), batch_size=50)) == 100
+    with pytest.raises(rd.ConfigurationError, match=r"weight is 2 brings that id every 50 draws"):
+        fives.sampler(_ids_only(100), generator=_generator(), batch_size=51)
+    single = _of(torch.ones(1).double())
+    assert list(single.sampler(_ids_only(1), generator=_generator())) == [0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_epoch_is_drawn_as_described(seed: int) -> None:
+    """One tick a draw, at the same place between whole numbers; then repeats spread evenly."""
+    weight = torch.cat([torch.linspace(0.3, 0.9, 9), torch.linspace(1.0, 4.5, 6)]).double()
+    plan = _of(weight, ids=torch.arange(15) * 2)
+    size, w = 15, plan.weight.tolist()
+    g = _generator(seed)
+    order = torch.randperm(size, generator=g).tolist()
+    shift = float(torch.rand(1, dtype=torch.float64, generator=g))
+    count, edge, before = [0] * size, 0.0, 0
+    for i in order:
+        edge += w[i]
+        ticks = size if i == order[-1] else sum(j + shift < edge for j in range(size))
+        count[i], before = ticks - before, ticks
+    mixed = torch.randperm(size, generator=g).tolist()
+    start = torch.rand(len(set(count)), dtype=torch.float64, generator=g).tolist()
+    when: list[tuple[float, int]] = []
+    for begun, often in zip(start, sorted(set(count)), strict=True):
+        alike = [i for i in mixed if count[i] == often]
+        for nth, i in enumerate(alike):
+            offset = (nth + begun) / len(alike)
+            when += [((repeat + offset) / often, i) for repeat in range(often)]
+    data = TensorSet(torch.zeros(40, 1), torch.zeros(40).long())
+    sampler = plan.sampler(data, generator=_generator(seed))
+    assert list(sampler) == [2 * i for _, i in sorted(when)]
+    assert sampler.each_once is None
+    assert torch.equal(sampler.generator.get_state(), g.get_state())
+
+
+def test_where_all_weigh_the_same_an_epoch_has_each_once() -> None:
+    plan = _of(torch.full((6,), 0.5).double(), ids=torch.tensor([1, 2, 3, 5, 7, 8]))
+    data = TensorSet(torch.zeros(9, 1), torch.zeros(9).long(), ids=torch.arange(9).flip(0))
+    positions = plan.sampler(data, generator=_generator()).each_once
+    assert positions is not None
+    assert positions.tolist() == [7, 6, 5, 3, 1, 0]
+
+
+def test_the_last_id_of_a_data_set_may_be_missing_too() -> None:
+    plan = _of(torch.ones(2).double(), ids=torch.tensor([2, 9]))
+    data = TensorSet(torch.zeros(3, 1), torch.zeros(3).long(), ids=torch.tensor([8, 2, 5]))
+    with pytest.raises(rd.DataError, match=r"lacks 1 ids of the plan: 9\."):
+        plan.sampler(data, generator=_generator())
+
+
+# -- in the loop ----------------------------------------------------------------------------------
+
+N, N_B, K = 120, 20, 5
+
+
+def _data(kind: str, plan: rd.Plan) -> Any:
+    """A loader over more examples than the plan has, in the order of the plan."""
+    g = _generator(1)
+    x, y = torch.randn(N + 30, 4, generator=g), torch.randint(3, (N + 30,), generator=g)
+    tensors = TensorSet(x, y)
+    if kind == "tensors":
+        order = plan.sampler(tensors, generator=_generator(3))
+        batches = BatchSampler(order, N_B, True)
+        return DataLoader(tensors, batch_size=None, sampler=batches, collate_fn=_whole)
+    items: Any = list(zip(x, y.tolist(), strict=True))
+    data = rd.WithIds(items)
+    return DataLoader(data, batch_size=N_B, sampler=plan.sampler(data, generator=_generator(3)))
+
+
+def _whole(batch: Any) -> Any:
+    return batch
+
+
+def _batches(kind: str, rule: str, plan: rd.Plan) -> Any:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3)
+    return rd.SelectingLoader(_data(kind, plan), model, rd.selector(rule), keep=K)
+
+
+@pytest.mark.parametrize("kind", ["tensors", "with-ids"])
+@pytest.mark.parametrize("rule", ["train_loss", "uniform"])
+def test_a_loader_in_the_order_of_a_plan_resumes(kind: str, rule: str) -> None:
+    plan = _of(torch.linspace(0.5, 2.0, N, dtype=torch.float64), torch.arange(N) + 20)
+    batches, expected, states = _batches(kind, rule, plan), [], []
+    for _ in range(2):
+        for chosen in batches:
+            expected.append(chosen.ids.tolist())
+            states.append(batches.state_dict())
+            assert set(expected[-1]) <= set(plan.ids.tolist())
+    assert len(expected) == 2 * N // N_B
+    for stop in (2, N // N_B + 3):
+        again = _batches(kind, rule, plan)
+        again.load_state_dict(states[stop - 1])
+        rest = [c.ids.tolist() for c in again]
+        while len(rest) < len(expected) - stop:
+            rest += [c.ids.tolist() for c in again]
+        assert rest == expected[stop:]
+
+
+def test_a_plan_orders_the_candidates_as_it_draws_them() -> None:
+    plan = _of(torch.linspace(0.5, 2.0, N, dtype=torch.float64))
+    drawn: Counter[int] = Counter()
+    loader = _data("tensors", plan)
+    for ids, _ in loader:
+        assert ids.unique().numel() == N_B
+        drawn.update(ids.tolist())
+    for i, w in enumerate(plan.weight.tolist()):
+        assert math.floor(w) <= drawn[i] <= math.ceil(w)
+
+
+def test_a_plan_that_keeps_little_says_so() -> None:
+    labels = torch.zeros(10, dtype=torch.int64)
+    p = torch.tensor([0.9] * 3 + [0.1] * 7)
+    store = rd.IrreducibleLossStore.from_tensor(-p.log())
+    floor = torch.tensor([0.1])
+    with pytest.warns(UserWarning, match="keeps 3 of 10 examples") as warned:
+        plan = rd.Plan.from_irreducible_loss(store, torch.arange(10), labels, noise_floor=floor)
+    assert [w.filename for w in warned] == [__file__]
+    assert plan.ids.tolist() == [0, 1, 2]
+    assert plan.dropped.tolist() == list(range(3, 10))
+    enough = rd.IrreducibleLossStore.from_tensor(-torch.tensor([0.9] * 4 + [0.1] * 6).log())
+    rd.Plan.from_irreducible_loss(enough, torch.arange(10), labels, noise_floor=floor * 1.01)
+
+
+def test_the_report_names_the_twenty_that_are_dropped_first() -> None:
+    p = torch.linspace(0.01, 0.9, 60, dtype=torch.float64)
+    floor = torch.tensor([0.5], dtype=torch.float64)
+    labels = torch.zeros(60, dtype=torch.int64)
+    plan = _plan(p=p, labels=labels, noise_floor=floor, multiple=1.0)
+    assert plan.dropped.tolist() == list(range(33))
+    assert plan.report["highest_irreducible_loss"] == list(range(20))
+    assert plan.report["drop_below"] == [0.5]
+    assert _plan(p=p, labels=labels, noise_floor=floor, multiple=0.5).report["drop_below"] == [0.25]
+
+
+def test_a_floor_for_a_class_more_than_there_are() -> None:
+    plan = _plan(noise_floor=torch.tensor([0.1, 0.01, 0.3]))
+    assert plan.ids.tolist() == _plan().ids.tolist()
+    assert plan.report["noise_floor"] == pytest.approx([0.1, 0.01, 0.3])
+
+
+# -- classes of any share -------------------------------------------------------------------------
+
+
+def _fitted(prior: list[float], flips: float = 0.0) -> tuple[rd.IrreducibleLossStore, Any, Tensor]:
+    """A store of overlapping classes, fitted by default; the train set, and which are wrong."""
+    g = _generator(5)
+    truth = torch.multinomial(torch.tensor(prior), 6000, replacement=True, generator=g)
+    x = torch.randn(6000, 4, generator=g)
+    x[torch.arange(6000), truth] += 3.0
+    labels = flip_labels(truth, flips, num_classes=len(prior), generator=g)
+    data = TensorSet(x, labels.targets)
+    holdout, train = data.subset(torch.arange(2000)), data.subset(torch.arange(2000, 6000))
+
+    def model() -> nn.Module:
+        return nn.Linear(4, len(prior))
+
+    store = rd.fit_irreducible_loss(
+        model, holdout, train, epochs=3, progress=False,
+        make_optimizer=lambda parameters: torch.optim.Adam(parameters, 0.03),
+    )  # fmt: skip
+    return store, train, labels.corrupted[2000:]
+
+
+@pytest.mark.parametrize("prior", [[0.9, 0.1], [0.5, 0.5], [0.6, 0.15, 0.15, 0.1]])
+def test_clean_data_lose_a_hundredth_of_a_class_at_most(prior: list[float]) -> None:
+    store, train, _ = _fitted(prior)
+    plan = rd.Plan.from_irreducible_loss(store, train.ids, train.targets)
+    for row in plan.report["by_class"]:
+        assert row["examples"] - row["kept"] <= 0.01 * row["examples"]
+    assert float(plan.noise_floor.sum()) < 0.1  # for the loss, which is about the plain one
+    assert plan.report["wrong_share"] < 0.1
+
+
+@pytest.mark.parametrize("prior", [[0.9, 0.1], [0.6, 0.15, 0.15, 0.1]])
+def test_flips_are_found_beside_a_class_of_most_rows(prior: list[float]) -> None:
+    store, train, wrong = _fitted(prior, flips=0.2)
+    plan = rd.Plan.from_irreducible_loss(store, train.ids, train.targets)
+    dropped = torch.isin(train.ids, plan.dropped)
+    learned = torch.tensor(store.header["noise_floor"])
+    by_median = rd.Plan.from_irreducible_loss(
+        store, train.ids, train.targets, noise_floor=learned
+    ).dropped
+    assert int((dropped & wrong).sum()) >= int(wrong[torch.isin(train.ids, by_median)].sum())
+    assert int((dropped & ~wrong).sum()) <= 0.1 * int((~wrong).sum())
+    below = torch.tensor(plan.report["drop_below"], dtype=torch.float64)
+    p = store.lookup(train.ids).double().neg().exp()
+    assert torch.equal(dropped, p < below[train.targets])
+    assert float(plan.noise_floor.sum()) < 1.0
+
+
+def test_medians_alone_are_no_floor_for_a_class_of_most_rows() -> None:
+    store = _store(header={"noise_floor": FLOOR.tolist()})
+    labels = torch.tensor([0, 0, 0, 0, 1, 1])
+    with pytest.warns(
+        UserWarning, match=r"class 0 has 4 of 6 labels.* Fit the irreducible losse"
+    ) as w:
+        rd.Plan.from_irreducible_loss(store, range(6), labels)
+    assert w[0].filename == __file__
+    half = rd.Plan.from_irreducible_loss(store, range(6), LABELS)  # three of six: no warning
+    assert half.report["drop_below"] == FLOOR.tolist()
+
+
+def test_what_fitting_learned_is_what_labels_are_dropped_below() -> None:
+    learned = {"floor": [0.2, 0.02], "cut": [0.6, 0.4], "share": [0.5, 1.0]}
+    store = _store(header={"noise_floor": [0.9, 0.9], "learned_noise": learned})
+    plan = rd.Plan.from_irreducible_loss(store, range(6), LABELS)
+    assert plan.report["noise_floor"] == [0.2, 0.02]
+    # one of three of class 0 may go: up to its second; all of class 1 that lies below 0.4
+    assert plan.report["drop_below"] == pytest.approx([0.25, 0.4])
+    assert plan.ids.tolist() == [0, 1, 3]
+    assert plan.dropped.tolist() == [5, 4, 2]
