@@ -23,7 +23,7 @@ _LIBRARY = (
     "plans fitting loop costs"
 )
 _RUNS = f"{_LIBRARY} lab.records lab.recipe lab.splits lab.setup lab.data lab.models lab.encoders"
-_SWEEPS = f"{_RUNS} lab.run lab.stopping lab.provenance"
+_SWEEPS = f"{_RUNS} lab.run lab.locks lab.stopping lab.provenance"
 
 # Module or package → what it may import of ours. Top to bottom: only what stands above it. The
 # library first, which imports nothing of the laboratory; then the laboratory, part by part.
@@ -45,6 +45,7 @@ ALLOWED = {
     "loop": "types ledger batches loading tasks selectors stores scoring",
     "costs": "types ledger batches tasks selectors stores scoring loop",
     "lab.__init__": "",
+    "lab.locks": "types files",
     "lab.logs": "types files",
     "lab.arrow_logs": "types files lab.logs",
     "lab.records": "types files lab.logs lab.arrow_logs",
@@ -60,7 +61,8 @@ ALLOWED = {
     "lab.setup": f"{_LIBRARY} lab.records lab.data lab.models lab.recipe lab.splits",
     "lab.evaluation": "tasks scoring lab.data",
     "lab.run": (
-        f"{_RUNS} lab.logs lab.info_records lab.counts lab.stopping lab.provenance lab.evaluation"
+        f"{_RUNS} lab.locks lab.logs lab.info_records lab.counts lab.stopping lab.provenance "
+        "lab.evaluation"
     ),
     "lab.checking": f"{_RUNS} lab.logs lab.info_records lab.run",
     "lab.sweep": _SWEEPS,
@@ -73,8 +75,8 @@ ALLOWED = {
     "__main__": "lab.cli",
 }
 OPTIONAL = (
-    "matplotlib pyarrow typer transformers tokenizers sentence_transformers huggingface_hub "
-    "lightning accelerate datasets torchvision pandas"
+    "matplotlib pyarrow typer rich filelock reducible_data transformers tokenizers "
+    "sentence_transformers huggingface_hub lightning accelerate datasets torchvision pandas"
 )
 
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and folders that one process at a time writes to."""
+"""Files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-LOCK = ".lock"
-_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+"""Names of files that a killed process may leave behind."""
 
 
 @contextmanager
@@ -59,58 +57,3 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the lock of ``folder``, which is made if need be, while the body runs.
-
-    The system releases the lock with the process, however that ends. Temporary files that a killed
-    process left in the folder are removed.
-
-    Raises:
-        ConfigurationError: another process holds the lock, or ``folder`` is a file.
-    """
-    from reducible.types import ConfigurationError
-
-    if folder.exists() and not folder.is_dir():
-        raise ConfigurationError(f"{folder} is a file; name a folder for the run.")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK
-    lock = FileLock(path, timeout=0, on_acquired=_sign)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise ConfigurationError(
-            f"{folder} is in use by {_holder(path)}; nothing was touched. Wait until that ends, "
-            "stop it, or name another folder."
-        ) from error
-    except NotImplementedError as error:
-        raise ConfigurationError(
-            f"{folder} is on a file system that knows no locks ({error}). Name a folder on another."
-        ) from error
-    try:
-        _remove_left_over(folder)
-        yield
-    finally:
-        with suppress(OSError):  # Windows removes no open file
-            path.unlink(missing_ok=True)
-        lock.release()
-
-
-def _sign(descriptor: int) -> None:
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, str(os.getpid()).encode())
-
-
-def _holder(path: Path) -> str:
-    try:
-        return f"process {int(path.read_text())}"
-    except (OSError, ValueError):
-        return "another process"
-
-
-def _remove_left_over(folder: Path) -> None:
-    for path in folder.iterdir():
-        if _TEMPORARY.fullmatch(path.name) and path.is_file():
-            path.unlink(missing_ok=True)

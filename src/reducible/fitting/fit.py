@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from reducible.batches import to_device
 from reducible.files.checkpoints import save_weights
 from reducible.fitting.copies import input_hashes
+from reducible.fitting.progress import FitProgress
 from reducible.ledger import Ledger
 from reducible.loading.order import batches_of
 from reducible.plans import learned_noise
@@ -66,7 +67,7 @@ class FitOptions(TypedDict, total=False):
         num_workers: of the loaders, for data sets that are not in memory; 0.
         collate_fn: of the loaders; torch's default.
         ledger: charged with the cost.
-        progress: show a bar (bool), or the rich Progress to show it in; True.
+        progress: show a bar if rich is installed (bool), or the rich Progress to show it in; True.
     """
 
     task: Task
@@ -203,9 +204,7 @@ class Fit:
             require_between("check_rows", self.check_rows, 1, whole=True)
         require_between("batch_size", self.batch_size, 1, whole=True)
         require_between("label_smoothing", self.smoothing, 0.0, 1.0, open_high=True)
-        self._bar, self._own_bar = _progress_bar(options.get("progress", True))
-        self._jobs = jobs
-        self._bar_task: Any = None
+        self._progress = FitProgress(options.get("progress", True), fits=jobs)
         self._began = 0.0
         self._flops = 0
         self._flops_per_update = 0
@@ -218,7 +217,7 @@ class Fit:
     def charged(self) -> Iterator[None]:
         """Charge the body to the irreducible loss, and show its progress."""
         self._began = self.ledger.seconds["irreducible_loss"]
-        with self._bar if self._own_bar else nullcontext(), self.ledger.phase("irreducible_loss"):
+        with self._progress, self.ledger.phase("irreducible_loss"):
             yield
 
     def run(
@@ -253,7 +252,7 @@ class Fit:
         loader = candidate_batches(fitted, self.batch_size, shuffle=True, **self.loader_options)
         per_epoch = len(loader)
         check_at = {round(per_epoch * (i + 1) / self.checks) for i in range(self.checks)}
-        bar = self._progress(self.epochs * per_epoch)
+        self._progress.begin(self.epochs * per_epoch)
         checked = self._checked(scored)
         best: Scores | None = None
         lowest, curve = float("inf"), list[float]()
@@ -275,7 +274,7 @@ class Fit:
             model.train()
             for position, candidates in enumerate(batches_of(loader), start=1):
                 self._update(model, optimizer, candidates, objective)
-                self._bar.advance(bar)
+                self._progress.advance()
                 if position in check_at:
                     check(epoch + position / per_epoch)
                     model.train()
@@ -367,12 +366,6 @@ class Fit:
         drawn = random.Random(self.seed).sample(range(len(scored)), self.check_rows)
         return subset_of(scored, torch.tensor(sorted(drawn)))
 
-    def _progress(self, updates: int) -> Any:
-        if self._bar_task is None:
-            total = self._jobs * updates
-            self._bar_task = self._bar.add_task("fitting irreducible losses", total=total)
-        return self._bar_task
-
     def store(
         self, parts: list[Scores], header: dict[str, Any], *, columns: bool = False
     ) -> IrreducibleLossStore:
@@ -440,12 +433,3 @@ def subset_of(dataset: Any, positions: Tensor) -> Any:
 
 def _weights(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return source if isinstance(source, Mapping) else load_file(source)
-
-
-def _progress_bar(progress: bool | Progress) -> tuple[Progress, bool]:
-    """The bar to show progress in, and whether it is a new one."""
-    from rich.progress import Progress  # not needed to import the library
-
-    if isinstance(progress, Progress):
-        return progress, False
-    return Progress(disable=not progress), True

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.progress import Progress
 
-from reducible.files import locked
+from reducible.lab.locks import locked
 from reducible.lab.provenance import versions
 from reducible.lab.recipes import recipe
 from reducible.lab.records import write_json

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from reducible import schedules
-from reducible.files import checkpoints, locked
+from reducible.files import checkpoints
 from reducible.lab.counts import Tally
 from reducible.lab.data import TensorSet, TokenSet
 from reducible.lab.evaluation import evaluate
 from reducible.lab.info_records import INFO, PICKS, StepWriter
+from reducible.lab.locks import locked
 from reducible.lab.logs import Mark, is_whole, mark_of
 from reducible.lab.provenance import current_commit, versions
 from reducible.lab.recipe import Recipe

@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from reducible.files import locked
+from reducible.lab.locks import locked
 from reducible.lab.provenance import current_commit, versions
 from reducible.lab.recipe import Recipe
 from reducible.lab.records import read_json, write_json

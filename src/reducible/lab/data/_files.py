@@ -6,11 +6,21 @@ import gzip
 import lzma
 import os
 import zlib
+from importlib.util import find_spec
 from pathlib import Path
 
 from reducible.types import DataError
 
-EMBEDDED = Path(__file__).parent / "embedded"
+
+def package_folder(name: str) -> Path:
+    """The folder of an installed package; one that is not there if it is not installed."""
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
+        return Path(f"{name} (not installed)")
+    return Path(spec.origin).parent
+
+
+EMBEDDED = package_folder("reducible_data")
 """The folder of the embedded data, laid out as the folder of the original files is."""
 
 
@@ -29,6 +39,12 @@ def find_file(root: Path, name: str, needed_for: str) -> Path:
         path = root / f"{name}{suffix}"
         if path.is_file():
             return path
+    if not root.exists() and root == EMBEDDED:
+        raise DataError(
+            f"{needed_for} needs the embedded data, which are a package of their own: pip install "
+            "'reducible[lab]', or name the folder of the original files by root= or by the "
+            "environment variable REDUCIBLE_DATA."
+        )
     raise DataError(
         f"{needed_for} needs {name} (or .gz, .xz) in {root}, which lacks it. root= and the "
         "environment variable REDUCIBLE_DATA must name the folder that holds the original files; "

@@ -172,7 +172,7 @@ def test_workers_end_with_a_killed_sweep(start, tmp_path: Path) -> None:
 
 
 def test_who_holds_a_folder_is_told_in_one_line(tmp_path: Path) -> None:
-    from reducible.files.whole import locked
+    from reducible.lab.locks import locked
 
     work, results = tmp_path / "work", tmp_path / "results"
     with locked(work):
@@ -193,7 +193,7 @@ def test_who_holds_a_folder_is_told_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_lock_that_names_nobody(tmp_path: Path) -> None:
-    from reducible.files.whole import LOCK, locked
+    from reducible.lab.locks import LOCK, locked
 
     with locked(tmp_path):
         (tmp_path / LOCK).write_text("")
@@ -205,7 +205,7 @@ def test_a_lock_that_names_nobody(tmp_path: Path) -> None:
 
 
 def test_only_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    from reducible.files.whole import locked
+    from reducible.lab.locks import locked
 
     mine = [".notes.tmp", "a.12.tmp", ".hidden", ".a.12.tmp.bak"]
     for name in [*mine, ".config.json.4711.tmp", ".picks.arrow.1.tmp"]:
