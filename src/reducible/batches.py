@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from reducible.types import ConfigurationError, DataError
+from reducible.types import Candidates, ConfigurationError, DataError
 
 _CONSTANT = (str, bytes, numbers.Number, np.generic, torch.dtype, torch.device, type(None))
 """What stands in a batch once, for all of its rows."""
@@ -202,6 +202,29 @@ def _fields(like: Any, change: Callable[[Any], Any]) -> Any:
     for field in dataclasses.fields(like):
         object.__setattr__(made, field.name, change(getattr(like, field.name)))
     return made
+
+
+def take(candidates: Candidates, rows: Tensor) -> Candidates:
+    """Returns some rows of a candidate batch, with their ids.
+
+    Args:
+        candidates: B rows.
+        rows: [K] int64 positions.
+
+    >>> take(Candidates(torch.tensor([7, 8, 9]), {"x": torch.eye(3)}), torch.tensor([2])).ids
+    tensor([9])
+    """
+    ids, batch = candidates
+    return Candidates(ids[rows.to(ids.device)], gather(batch, rows, ids.numel()))
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Returns the device of a model's first parameter; the CPU if it has none.
+
+    >>> device_of(nn.Linear(1, 1))
+    device(type='cpu')
+    """
+    return next(model.parameters(), torch.empty(0)).device
 
 
 def map_batch(batch: Any, on_tensor: Callable[[Tensor], Any]) -> Any:

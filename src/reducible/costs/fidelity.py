@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from reducible.batches import gather, to_device
+from reducible.batches import device_of, take, to_device
 from reducible.costs.payoff import times_in_turn
 from reducible.ledger import Ledger
 from reducible.loop import Measuring
@@ -159,7 +159,7 @@ def fidelity(
     require_between("repeats", repeats, 1, whole=True)
     if "exact" in ways:
         raise ConfigurationError("'exact' is what ways are compared with: name yours otherwise.")
-    device = next(model.parameters(), torch.empty(0)).device
+    device = device_of(model)
     entrants = [
         _Entrant(name, _as_way(name, way), model, task, store, k)
         for name, way in {"exact": _EXACT, **ways}.items()
@@ -174,7 +174,7 @@ def fidelity(
             entrant.see(exact, compared=compared)
         if optimizer is not None:
             rows = exact.scores.topk(k).indices  # [K]
-            chosen = Candidates(here.ids[rows.cpu()], gather(here.batch, rows, here.ids.numel()))
+            chosen = take(here, rows)
             for entrant in entrants:
                 entrant.learn(chosen)
             loss = _update(model, optimizer, task, chosen.batch, k)
@@ -263,7 +263,7 @@ class _Entrant:
         if self.rows(size) == size:
             return candidates
         rows = torch.arange(self.rows(size))
-        return Candidates(candidates.ids[rows], gather(candidates.batch, rows, size))
+        return take(candidates, rows)
 
     def exact_scores(self, candidates: Candidates) -> Tensor:
         """[B]: reducible losses of the model as it is."""
@@ -304,7 +304,7 @@ class _Entrant:
 
     def learn(self, chosen: Candidates) -> None:
         """Step a scorer that learns along, as the loop does where it hands out a batch."""
-        weights = torch.ones(chosen.ids.numel(), device=_device(self._model))
+        weights = torch.ones(chosen.ids.numel(), device=device_of(self._model))
         self._measuring.learn(chosen.batch, weights)
 
     def remember(self, ids: Tensor, loss: Tensor, step: int) -> None:
@@ -326,7 +326,7 @@ class _Entrant:
 
     def steps(self, batch: Any, k: int) -> Callable[[], Any] | None:
         """One step of a scorer that learns along, for the clock."""
-        scorer, weights = self.way.scorer, torch.ones(k, device=_device(self._model))
+        scorer, weights = self.way.scorer, torch.ones(k, device=device_of(self._model))
         if not isinstance(scorer, CoTrained):
             return None
         seen = measure(
@@ -337,10 +337,6 @@ class _Entrant:
             "predictions": seen.require("logits").softmax(1).clone(),  # training tells, for nothing
         }
         return lambda: scorer.step(self._task, batch, weights, **options)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters(), torch.empty(0)).device
 
 
 def _update(
@@ -367,8 +363,8 @@ def _with_costs(
     repeats: int,
 ) -> list[Fidelity]:
     """Rows, with the cost of each way timed on the last batch; all is left as it was."""
-    size, device = last.ids.numel(), _device(model)
-    batch = gather(last.batch, torch.arange(k), size)
+    size, device = last.ids.numel(), device_of(model)
+    batch = take(last, torch.arange(k)).batch
     trained, its_optimizer = copy.deepcopy((model, optimizer))  # together, so that they belong
     if its_optimizer is None:
         its_optimizer = torch.optim.AdamW(trained.parameters())

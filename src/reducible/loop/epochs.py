@@ -17,7 +17,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from reducible.batches import to_device
+from reducible.batches import device_of, to_device
 from reducible.loading.order import index_batches
 from reducible.scoring import Scoring, measure
 from reducible.selectors import Selector
@@ -143,7 +143,7 @@ class EpochPlanner:
     def _proxy_logits(self) -> Tensor:
         """[N, C] of the proxy in eval mode."""
         assert self._proxy is not None
-        device = next(self._proxy.parameters(), torch.empty(0)).device
+        device = device_of(self._proxy)
         parts: list[Tensor] = []
         for ids, batch in _in_order(self._loader, self._positions):
             here = Candidates(ids, to_device(batch, device))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from reducible.batches import gather
+from reducible.batches import device_of, take
 from reducible.ledger import Ledger
 from reducible.scoring import (
     ONE_PASS,
@@ -148,10 +148,7 @@ class Measuring:
             if self._lesson is not None:
                 self.settle()
             with charged:
-                here = candidates
-                if rows is not None:
-                    ids, batch = candidates
-                    here = Candidates(ids[rows.to(ids.device)], gather(batch, rows, ids.numel()))
+                here = candidates if rows is None else take(candidates, rows)
                 context = self._context(needs, epoch, step) if needs & _CONTEXT else {}
                 groups = self._groups_of(here) if "groups" in needs else None
                 asked = Asked(needs, context, groups, samples, seed, live)
@@ -241,7 +238,7 @@ class Measuring:
         rows = old.nonzero().squeeze(1)  # [R]
         rest = self._meter.measure(candidates, asked._replace(needs=asked.needs - {"loss"}))
         if rows.numel():
-            part = Candidates(ids[rows], gather(candidates.batch, rows, ids.numel()))
+            part = take(candidates, rows)
             fresh = self._counted(part, Asked(frozenset({"loss"}), {}))
             memory.remember(part.ids, fresh.require("loss"), step)
         loss = memory.lookup(ids).to(rest.ids.device)
@@ -258,7 +255,7 @@ class Measuring:
     def _groups_of(self, candidates: Candidates) -> Tensor | None:
         if self._groups is None:
             return None
-        device = next(self._model.parameters(), torch.empty(0)).device
+        device = device_of(self._model)
         return self._groups[candidates.ids.cpu()].to(device)
 
     def learn(self, batch: Any, weights: Tensor) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from reducible.batches import gather
+from reducible.batches import device_of, gather
 from reducible.ledger import Ledger
 from reducible.loop.build import (
     check_data,
@@ -281,7 +281,7 @@ class SelectingLoader:
         return len(self._passes)
 
     def __iter__(self) -> Iterator[Chosen]:
-        device = _device_of(self._model)
+        device = device_of(self._model)
         generator = torch.Generator()  # on the CPU: the same draws on every device
         self._hindsight.tell()
         self._hindsight.forget()
@@ -322,7 +322,7 @@ class SelectingLoader:
             through = self._gating.let_through(candidates, k, **now)
             if through is None:
                 rows = self._gating.plain_rows(size, k, self._step)
-                return [_plain(candidates, rows, _device_of(self._model), self._drawn_at())]
+                return [_plain(candidates, rows, device_of(self._model), self._drawn_at())]
             candidates = through
         generator.manual_seed(seed)
         look = self._measuring.look(
@@ -505,7 +505,3 @@ def _plain(
     ids = candidates.ids[positions.to(candidates.ids.device)]
     weights = torch.ones(positions.numel(), device=device)
     return Part(positions, ids, weights, {}, {}, drawn_at)
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    return next(model.parameters(), torch.empty(0)).device

@@ -10,7 +10,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from reducible.batches import gather, to_device
+from reducible.batches import device_of, gather, take, to_device
 from reducible.ledger import Ledger
 from reducible.loop.evidence import Measuring
 from reducible.loop.gate import (
@@ -116,7 +116,7 @@ class Gating:
         if not self._chose:
             return None
         m = min(self.gate.candidates, size)
-        return candidates if m == size else _first(candidates, m)
+        return candidates if m == size else take(candidates, torch.arange(m))
 
     def plain_rows(self, size: int, k: int, step: int) -> Tensor:
         """[k] int64 positions at random."""
@@ -147,7 +147,7 @@ class Gating:
 
         Twice, for the first time is spent on caches.
         """
-        few = _first(candidates, rows)
+        few = take(candidates, torch.arange(rows))
         seed = stream_seed(self._seed, step)
         look = self._measuring.look(self._selector, few, epoch=epoch, step=step, seed=seed)
         seconds = 0.0
@@ -184,7 +184,7 @@ class Gating:
             by_chance = random_progress(error, features, target, k, generator=generator)
         trials: list[Trial] = []
         for m in self._settings(size, k):
-            part = candidates if m == size else _first(candidates, m)
+            part = candidates if m == size else take(candidates, torch.arange(m))
             seed = stream_seed(self._seed, step)
             began = self._ledger.now()
             look = self._measuring.look(self._selector, part, epoch=epoch, step=step, seed=seed)
@@ -206,7 +206,7 @@ class Gating:
             targets = self._task.targets(batch)
             if targets is None:
                 raise DataError("the task has no targets, so there is no progress to measure.")
-            device = next(self._model.parameters(), torch.empty(0)).device
+            device = device_of(self._model)
             size = targets.numel()
             rows = torch.arange(min(size, _HELD_OUT_ROWS))
             kept = to_device(gather(batch, rows, size), device)
@@ -241,9 +241,3 @@ def _change(before: Tensor | None, now: Tensor) -> tuple[float, float]:
     change = now - before  # [rows]
     error = float(change.std()) / math.sqrt(change.numel()) if change.numel() > 1 else 0.0
     return float(change.mean()), error
-
-
-def _first(candidates: Candidates, m: int) -> Candidates:
-    """The first m rows."""
-    rows = torch.arange(m)
-    return Candidates(candidates.ids[:m], gather(candidates.batch, rows, candidates.ids.numel()))

@@ -9,7 +9,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from reducible.batches import to_device
+from reducible.batches import device_of, to_device
 from reducible.scoring.measure import group_losses
 from reducible.tasks import Task
 from reducible.types import Candidates, ConfigurationError, SelectionError, require_between
@@ -61,7 +61,7 @@ class GroupHoldoutLoss:
 
     def value(self, model: nn.Module, task: Task, *, epoch: int, step: int) -> Tensor:
         """H, [G] float64 on the model's device; refreshed where that is due."""
-        device = next(model.parameters(), torch.empty(0)).device
+        device = device_of(model)
         if self._is_due(epoch, step):
             with torch.random.fork_rng([]):  # a DataLoader draws a seed of its workers
                 self._measure(model, task, device)
