@@ -2,10 +2,11 @@
 
 Each mutant is one changed operator, constant, comparison, keyword or statement. It lives in the
 memory of a forked process only: torch and pytest are imported once, no file is written. A mutant is
-given the tests that enter its function, the fastest first; it is caught if one fails, or does not
-end.
+given the tests that enter its function, the fastest first, as many as take ``--within`` seconds
+together; it is caught if one fails, or does not end.
 
-    .venv/bin/python scripts/mutate.py [--part loop] [--only class_balanced] [--every 1] [--jobs 2]
+    .venv/bin/python scripts/mutate.py [--part loop] [--only class_balanced] [--every 1]
+        [--within 30] [--jobs 2]
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
+from itertools import accumulate
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -332,7 +334,7 @@ def watched(tests: tuple[str, ...], arguments: list[str]) -> Watch | None:
     return watch if os.waitstatus_to_exitcode(status) == 0 else None
 
 
-def tests_for(path: Path, line: int, watch: Watch) -> list[str]:
+def tests_for(path: Path, line: int, watch: Watch, within: float) -> list[str]:
     """Tests that enter the function around ``line`` (all, outside of one), fast first."""
     functions = [
         n
@@ -345,7 +347,9 @@ def tests_for(path: Path, line: int, watch: Watch) -> list[str]:
         for test, entered in watch.entered.items()
         if not starts or any(f == str(path) and at in starts for f, at in entered)
     ]
-    return sorted(tests or watch.entered, key=lambda test: watch.seconds[test])  # else at import
+    fast_first = sorted(tests or watch.entered, key=lambda test: watch.seconds[test])  # or import
+    took = accumulate(watch.seconds[test] for test in fast_first)
+    return [test for test, seconds in zip(fast_first, took, strict=True) if seconds <= within]
 
 
 def _pass(tests: list[str], watch: Watch, arguments: list[str]) -> bool:
@@ -353,7 +357,7 @@ def _pass(tests: list[str], watch: Watch, arguments: list[str]) -> bool:
     return _run(Choose(tests, watch), files, arguments) == 0
 
 
-def start(path: Path, mutant: Mutant, watch: Watch, arguments: list[str]) -> int:
+def start(path: Path, mutant: Mutant, watch: Watch, arguments: list[str], within: float) -> int:
     """Process id of a fork that exits with 1 where the mutant survives."""
     pid = os.fork()
     if pid:
@@ -364,7 +368,7 @@ def start(path: Path, mutant: Mutant, watch: Watch, arguments: list[str]) -> int
     try:
         name = ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
         sys.meta_path.insert(0, _Mutated(name, path, mutant[1]))
-        tests = tests_for(path, mutant[2], watch)
+        tests = tests_for(path, mutant[2], watch, within)
         about = [t for t in tests if path.stem.strip("_") in t.partition("::")[0]]
         others = [t for t in tests if t not in about]
         code = int(all(_pass(some, watch, arguments) for some in (about, others) if some))
@@ -378,6 +382,7 @@ def main() -> int:
     parser.add_argument("--part", default="", choices=["", *PARTS], help="all where empty")
     parser.add_argument("--only", default="", help="files whose path holds one of these, by commas")
     parser.add_argument("--every", type=int, default=1, help="one mutant in so many")
+    parser.add_argument("--within", type=float, default=30.0, help="seconds of tests for each")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--deselect", action="append", default=[], help="tests to leave out")
     chosen = parser.parse_args()
@@ -389,11 +394,7 @@ def main() -> int:
 
     torch.set_num_threads(1)
 
-    scores = [
-        _broken(name, chosen.only.split(","), chosen.every, chosen.jobs, arguments)
-        for name in PARTS
-        if chosen.part in ("", name)
-    ]
+    scores = [_broken(name, chosen, arguments) for name in PARTS if chosen.part in ("", name)]
     if None in scores:
         return 2
     caught, made = (sum(counts) for counts in zip(*filter(None, scores), strict=True))
@@ -401,11 +402,10 @@ def main() -> int:
     return 0
 
 
-def _broken(
-    part: str, only: list[str], every: int, jobs: int, arguments: list[str]
-) -> tuple[int, int] | None:
+def _broken(part: str, chosen: argparse.Namespace, arguments: list[str]) -> tuple[int, int] | None:
     """Mutants caught, and made, of one part; None if its tests fail beforehand."""
     globs, tests = PARTS[part]
+    only, every = chosen.only.split(","), chosen.every
     paths = [p for glob in globs for p in sorted((SOURCE / "reducible").glob(glob))]
     work = [(p, m) for p in paths if any(o in str(p) for o in only) for m in mutants(p)][::every]
     watch = watched(tests, arguments) if work else Watch()
@@ -417,9 +417,10 @@ def _broken(
     running: dict[int, tuple[Path, Mutant]] = {}
     done, queue = 0, list(reversed(work))
     while queue or running:
-        while queue and len(running) < jobs:
+        while queue and len(running) < chosen.jobs:
             path, mutant = queue.pop()
-            running[start(path, mutant, watch, arguments)] = (path, mutant)
+            pid = start(path, mutant, watch, arguments, chosen.within)
+            running[pid] = (path, mutant)
         pid, status = os.wait()
         path, mutant = running.pop(pid)
         done += 1

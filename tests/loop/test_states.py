@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import pytest
@@ -84,6 +85,30 @@ def test_a_state_of_another_loop_is_refused_with_the_difference(
         other.load_state_dict(state)
     assert other.step == 0
     assert _rest(other) == _rest(untouched)
+
+
+def test_a_state_says_what_else_its_loop_had() -> None:
+    small = nn.Linear(5, 3)
+    co_trained = rd.CoTrained(small, torch.optim.SGD(small.parameters(), lr=0.1))
+    live = nn.Linear(5, 3)
+    optimizer = torch.optim.SGD(live.parameters(), lr=0.1)
+    plain = _loop().state_dict()["of"]
+    names = ("scorer", "irreducible_model", "group_holdout", "gate")
+    assert [plain[name] for name in names] == [False] * 4
+    with_scorer = _loop(scorer=co_trained)
+    assert with_scorer.state_dict()["of"]["scorer"] is True
+    with pytest.raises(rd.ConfigurationError, match="scorer: False in the state, True here"):
+        with_scorer.load_state_dict(_loop().state_dict())
+    updating = _loop("rho_updating", irreducible_model=live, optimizer=optimizer, store=None)
+    assert updating.state_dict()["of"]["irreducible_model"] is True
+    held = _data(7).loader(N_BIG)
+    gated = _loop(gate="auto", held_out=held, shadows=None)
+    assert gated.state_dict()["of"]["gate"] is True
+
+
+def test_settings_that_are_not_given() -> None:
+    defaults = {n: p.default for n, p in inspect.signature(rd.SelectingLoader).parameters.items()}
+    assert (defaults["seed"], defaults["refresh"], defaults["refresh_decay"]) == (0, "epoch", 0.9)
 
 
 def _damaged(state: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
