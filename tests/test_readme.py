@@ -70,7 +70,7 @@ def test_every_python_block_runs_in_order(tmp_path: Path) -> None:
                 assert space["chosen"].ids.numel() == 32
     assert not torch.equal(model.weight, before)
     assert isinstance(space["store"], rd.IrreducibleLossStore)
-    assert space["state"]["batches"]["step"] == 3
+    assert space["state"]["batches"]["step"] == 1
     assert space["would_have_been"].numel() == 32  # a tenth of 320
 
 
@@ -110,7 +110,7 @@ def test_every_make_target_named_exists(text: str) -> None:
 
 def test_the_snippets_on_when_to_use_what_run() -> None:
     when = (ROOT / "docs" / "when.md").read_text(encoding="utf-8")
-    plan, lasting = _blocks(when, "python")
+    plan, lasting, gated = _blocks(when, "python")
     images = Images(900, 0)
     train = TensorSet(images.x, images.targets)
     store = rd.fit_irreducible_loss(
@@ -137,10 +137,18 @@ def test_the_snippets_on_when_to_use_what_run() -> None:
     chosen = list(space["batches"])  # what the second pass scores is seen already, all of it
     scored = space["batches"].ledger.counts.examples_scored
     assert 0 < scored <= len(space["plan"].ids)
+    space["held_out"] = DataLoader(rd.WithIds(Images(100, 2)), batch_size=50)
+    exec(gated, space)
+    assert space["why"]["state"] == "watching"
+    assert space["batches"].step == len(train) // 192
+
+
+def test_the_front_door_is_short() -> None:
+    assert len(README.splitlines()) <= 150
 
 
 def test_the_two_commands_that_matter_are_named() -> None:
-    (block, *_) = _blocks(README, "sh")
+    block = next(block for block in _blocks(README, "sh") if "make" in block)
     assert [line.split("#")[0].strip() for line in block.splitlines()] == ["make demo", "make test"]
 
 
@@ -161,10 +169,13 @@ def test_links_within_the_repository_lead_somewhere(text: str) -> None:
 
 
 def test_the_pictures_are_pictures() -> None:
-    paths = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
+    demo = (ROOT / "docs" / "demo.md").read_text(encoding="utf-8")
+    shown = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
+    paths = [ROOT / path for path in shown]
+    paths += [ROOT / "docs" / path for path in re.findall(r"!\[[^]]+\]\(([^)]+)\)", demo)]
     assert len(paths) == 2
     for path in paths:
-        data = (ROOT / path).read_bytes()
+        data = path.read_bytes()
         assert data[:8] == b"\x89PNG\r\n\x1a\n"
         width, height = struct.unpack(">II", data[16:24])
         assert width > height > 300
