@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reducible.lab.models import MODELS
-from reducible.scoring.measure import Scoring, measure
+from reducible.scoring.evidence import measure
+from reducible.scoring.settings import Scoring
 from reducible.tasks import Classification, SequenceClassification, per_example
 from reducible.types import Candidates, ConfigurationError, DataError
 

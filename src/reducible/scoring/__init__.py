@@ -1,6 +1,7 @@
 """The only package that runs a model to score.
 
-- ``measure``: settings, and evidence of a candidate batch from one forward pass
+- ``settings``: Scoring; ``evidence``: the evidence of a candidate batch
+- ``forward``: a forward pass that leaves no trace
 - ``co_trained``, ``early_exit``: models that score beside the one being trained
 - ``captured``: predictions that are captured in the training pass
 - ``group_holdout``: averages of the group holdout loss
@@ -9,17 +10,10 @@
 from reducible.scoring.captured import Overheard
 from reducible.scoring.co_trained import CoTrained
 from reducible.scoring.early_exit import early_exit
+from reducible.scoring.evidence import ONE_PASS, RUNS_THE_MODEL, Asked, Meter, measure
+from reducible.scoring.forward import without_graph
 from reducible.scoring.group_holdout import GroupHoldoutLoss
-from reducible.scoring.measure import (
-    ONE_PASS,
-    RUNS_THE_MODEL,
-    Asked,
-    Meter,
-    Scoring,
-    least_rows,
-    measure,
-    without_graph,
-)
+from reducible.scoring.settings import Scoring, least_rows
 
 __all__ = [
     "ONE_PASS",

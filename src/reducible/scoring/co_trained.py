@@ -11,7 +11,8 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor, nn
 
-from reducible.scoring.measure import Scoring, measure
+from reducible.scoring.evidence import measure
+from reducible.scoring.settings import Scoring
 from reducible.tasks import Task, per_example
 from reducible.types import Candidates, ConfigurationError, DataError
 

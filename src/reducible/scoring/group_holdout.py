@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reducible.batches import device_of, to_device
-from reducible.scoring.measure import group_losses
+from reducible.scoring.evidence import group_losses
 from reducible.tasks import Task
 from reducible.types import Candidates, ConfigurationError, SelectionError, require_between
 

@@ -17,8 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import reducible as rd
 from reducible.lab.models import MODELS, mlp
-from reducible.scoring import measure as scoring
-from reducible.scoring.measure import Asked, Meter, group_losses, without_graph
+from reducible.scoring import evidence as module
+from reducible.scoring.evidence import Asked, Meter, group_losses
+from reducible.scoring.forward import without_graph
 from reducible.types import EVIDENCE_FIELDS
 
 B = 6
@@ -469,7 +470,7 @@ def test_passes_are_batched_without_changing_their_number(monkeypatch: pytest.Mo
     assert evidence.require("mc_logits").shape == (5, B, 10)
     assert sum(model.rows) == 5 * B
     assert len(model.rows) == 1
-    monkeypatch.setattr(scoring, "_ROWS_PER_PASS", 2 * B)
+    monkeypatch.setattr(module, "_ROWS_PER_PASS", 2 * B)
     model.rows.clear()
     evidence = rd.measure(model, _candidates(), _needs("mc_logits"), samples=5)
     assert evidence.require("mc_logits").shape == (5, B, 10)
