@@ -6,7 +6,7 @@ given the tests that enter its function, the fastest first, as many as take ``--
 together; it is caught if one fails, or does not end.
 
     .venv/bin/python scripts/mutate.py [--part loop] [--only class_balanced] [--every 1]
-        [--within 30] [--jobs 2]
+        [--within 30] [--again OUTPUT] [--jobs 2]
 """
 
 from __future__ import annotations
@@ -383,6 +383,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="files whose path holds one of these, by commas")
     parser.add_argument("--every", type=int, default=1, help="one mutant in so many")
     parser.add_argument("--within", type=float, default=30.0, help="seconds of tests for each")
+    parser.add_argument("--again", type=Path, help="earlier output: what survived in it alone")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--deselect", action="append", default=[], help="tests to leave out")
     chosen = parser.parse_args()
@@ -408,6 +409,9 @@ def _broken(part: str, chosen: argparse.Namespace, arguments: list[str]) -> tupl
     only, every = chosen.only.split(","), chosen.every
     paths = [p for glob in globs for p in sorted((SOURCE / "reducible").glob(glob))]
     work = [(p, m) for p in paths if any(o in str(p) for o in only) for m in mutants(p)][::every]
+    if chosen.again is not None:
+        alive = set(chosen.again.read_text().splitlines())
+        work = [(p, m) for p, m in work if f"{p.relative_to(ROOT)}:{m[2]}: {m[0]}" in alive]
     watch = watched(tests, arguments) if work else Watch()
     if watch is None:
         print(f"The tests of {part} fail before anything is changed.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -31,12 +31,14 @@ class Counted(Dataset[tuple[Tensor, int]]):
         return self.x[index], int(self.targets[index])
 
 
-def _batches(rule: str, *, workers: int = 0, data: Any = None, **options: Any) -> Any:
+def _batches(
+    rule: str, *, workers: int = 0, data: Any = None, keep: int = K, **options: Any
+) -> Any:
     loader = DataLoader(rd.WithIds(data or Counted()), batch_size=N_B, num_workers=workers)
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    return rd.SelectingLoader(loader, model, rd.selector(rule), keep=K, **options)
+    return rd.SelectingLoader(loader, model, rd.selector(rule), keep=keep, **options)
 
 
 def test_workers_load_only_the_rows_that_a_blind_rule_drew() -> None:
@@ -92,6 +94,7 @@ def test_counts_in_a_state_that_are_none(name: str, value: float) -> None:
     next(iter(batches))
     state = batches.state_dict()
     state["passes"] = state["passes"] | {name: value}
+    state["step"] = 2
     with pytest.raises(rd.ConfigurationError, match=f"{name} in the state must be a whole number"):
         batches.load_state_dict(state)
     assert batches.step == 1
@@ -109,3 +112,27 @@ def test_a_loss_that_is_reported_belongs_to_the_step_that_was_handed_out() -> No
     before = _batches("train_loss", scoring=rd.Scoring(max_age=9))
     before.remember(torch.arange(2), torch.ones(2))  # before any step: as of the first
     assert before._measuring._memory.age(torch.arange(2), 0).tolist() == [0, 0]
+
+
+def test_where_all_rows_are_chosen_each_comes_with_its_own_id() -> None:
+    data = Counted()
+    for chosen in _batches("train_loss", data=data, keep=N_B):
+        assert chosen.ids.numel() == N_B
+        x, y = chosen.batch
+        assert torch.equal(x, data.x[chosen.ids])
+        assert torch.equal(y, data.targets[chosen.ids])
+
+
+def test_a_record_of_picks_alone_is_told_nothing_else() -> None:
+    class Picks:
+        steps: ClassVar[list[int]] = []
+
+        def write(self, step: int, ids: Tensor, score: Tensor | None, weight: Tensor) -> None:
+            self.steps.append(step)
+
+    store = rd.IrreducibleLossStore.from_tensor(torch.zeros(N, 2))
+    loader = DataLoader(rd.WithIds(Counted()), batch_size=N_B)
+    options: dict[str, Any] = {"store": store, "group_holdout": loader, "record": Picks()}
+    for chosen in _batches("reducr", **options):
+        assert "group_weights" in chosen.info  # which a record of picks has no place for
+    assert Picks.steps == [0, 1, 2]
