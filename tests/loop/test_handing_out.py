@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 import reducible as rd
 from reducible.loop.seeds import stream_seed
@@ -83,6 +83,23 @@ def test_between_passes_a_state_stands_at_none_of_their_batches() -> None:
         assert chosen.ids.numel() == K
         assert batches.state_dict()["passes"]["position"] == batches.step
     assert batches.state_dict()["passes"]["position"] == 0
+
+
+def test_a_pass_after_a_broken_one_is_counted_from_its_own_beginning() -> None:
+    batches = _batches("train_loss")
+    for _, _chosen in zip(range(2), batches, strict=False):
+        pass
+    assert batches.state_dict()["passes"]["position"] == 2
+    next(iter(batches))
+    assert batches.state_dict()["passes"]["position"] == 1
+    assert batches.epoch == 1
+
+
+@pytest.mark.parametrize("rule", ["uniform", "train_loss"])
+def test_the_short_rest_may_be_the_second_batch(rule: str) -> None:
+    batches = _batches(rule, data=Subset(Counted(), range(N_B + K)))
+    assert [chosen.ids.numel() for chosen in batches] == [K]
+    assert len(batches) == 1
 
 
 @pytest.mark.parametrize(
