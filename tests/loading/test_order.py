@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import inspect
+import marshal
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler
 
 from reducible.lab.data import TensorSet
-from reducible.loading.order import OrderDigest, Reordered, as_it_is, batches_of, rebuilt
+from reducible.loading.order import (
+    OrderDigest,
+    Reordered,
+    as_it_is,
+    batches_of,
+    even_size,
+    rebuilt,
+)
 from reducible.types import DataError
 
 
@@ -93,6 +102,29 @@ def test_collates_nothing_where_told_so() -> None:
     assert [len(batch) for batch in batches_of(loader)] == [5, 5]
 
 
+@pytest.mark.parametrize("collate", [as_it_is, lambda batch: batch + 1])
+def test_whole_batches_are_collated_by_the_loader(collate: Callable[[Any], Any]) -> None:
+    batches = BatchSampler(range(6), 3, drop_last=False)
+    loader = DataLoader(Whole(), batch_size=None, sampler=batches, collate_fn=collate)
+    more = 0 if collate is as_it_is else 1
+    assert [batch.tolist() for batch in batches_of(loader)] == [
+        [0 + more, 2 + more, 4 + more],
+        [6 + more, 8 + more, 10 + more],
+    ]
+
+
+class Streamed(IterableDataset[int]):
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(10))
+
+
+@pytest.mark.parametrize(("workers", "size"), [(0, 3), (1, 3), (2, None)])
+def test_a_stream_is_cut_evenly_by_one_process(workers: int, size: int | None) -> None:
+    assert even_size(DataLoader(Streamed(), batch_size=3, num_workers=workers)) == size
+    own = DataLoader(Streamed(), batch_size=3, num_workers=workers, collate_fn=list)
+    assert even_size(own) is None
+
+
 # -- the same loader over another order -----------------------------------------------------------
 
 
@@ -165,6 +197,14 @@ def test_a_digest_is_of_the_numbers(same: Any) -> None:
     assert _digest([same]).digest != _digest([[2, 1]]).digest
 
 
+def test_a_digest_is_the_same_in_every_version() -> None:
+    """States of an earlier version hold it."""
+    assert _digest([[1, 2], [3]]).digest == _digest([torch.tensor([1, 2]), range(3, 4)]).digest
+    assert _digest([[1, 2], [3]]).digest == zlib.crc32(
+        marshal.dumps([3], 0), zlib.crc32(marshal.dumps([1, 2], 0))
+    )
+
+
 def test_what_is_no_number_is_counted_only() -> None:
     assert _digest([object()]).digest == _digest([Single()]).digest
 
@@ -188,6 +228,8 @@ def test_an_order_is_drawn_as_far_as_it_was() -> None:
     assert list(order.ends) == [3, 4, 5, 6]
     with pytest.raises(StopIteration):
         next(order)
+    iter(order)  # another pass, which what is left of this one says nothing of
+    assert list(order.ends) == []
 
 
 class Walk:

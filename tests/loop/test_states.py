@@ -111,6 +111,18 @@ def test_settings_that_are_not_given() -> None:
     assert (defaults["seed"], defaults["refresh"], defaults["refresh_decay"]) == (0, "epoch", 0.9)
 
 
+def test_keys_that_are_missing_or_no_mapping_are_told() -> None:
+    batches = _loop()
+    state = batches.state_dict()
+    less = {name: value for name, value in state.items() if name != "ledger"}
+    with pytest.raises(rd.ConfigurationError, match=r"the state has \['gating', .* where \['gati"):
+        batches.load_state_dict(less)
+    with pytest.raises(
+        rd.ConfigurationError, match=r"the state of the passes has list where \['ep"
+    ):
+        batches.load_state_dict(state | {"passes": [1]})
+
+
 def _damaged(state: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """``state`` without each of its entries, at two depths, and with numbers below 0."""
     found: list[tuple[str, dict[str, Any]]] = []
