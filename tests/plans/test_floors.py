@@ -112,6 +112,9 @@ def test_dropping_below_by_hand() -> None:
     assert some.tolist() == [0.3, 0.5, 0.5]  # class 1 has no rows
     assert drop_below(p, labels, cut, torch.ones(3)).tolist() == [0.5, 0.5, 0.5]
     assert drop_below(p, labels, cut, torch.zeros(3)).tolist() == [0.1, 0.5, 0.5]
+    single = drop_below(p.float(), labels, cut.float(), torch.tensor([0.4, 0.4, 0.4]))
+    assert single.dtype == torch.float64
+    assert single.tolist() == pytest.approx([0.3, 0.5, 0.5])
 
 
 def test_many_classes_of_like_size_keep_their_medians() -> None:

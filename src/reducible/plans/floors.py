@@ -77,8 +77,8 @@ def learned_noise(probability: Tensor, labels: Tensor) -> LearnedNoise:
     unexpected = _surely(found.half.sum(), _DEVIATIONS[0]) - _OVERCONFIDENT * found.expected.sum()
     noisy = (noise > _NOISE) | (2.0 * unexpected / rows > _NOISE)  # []
     alone = _surely(found.surest, _DEVIATIONS[1]) > _NOISE * found.surest_rows  # [C]
-    common = found.half.sum() / found.half_rows.sum().clamp(min=1.0)
-    rate = (found.half + _PRIOR) / (found.half_rows + _PRIOR / common.clamp(min=1e-9))
+    common = found.half.sum() / found.half_rows.sum()
+    rate = (found.half + _PRIOR) / (found.half_rows + _PRIOR / common)
     wrong = rate * found.others / count.clamp(min=1.0)  # [C]
     share = torch.where(noisy | alone, (_SLACK * wrong).clamp(_ALWAYS, 1.0), _ALWAYS)
     return LearnedNoise(floor, cut, torch.where(found.others > 0, share, 0.0))
