@@ -304,6 +304,14 @@ def test_probabilities_of_single_precision_are_taken_as_they_are() -> None:
     _agree(clean.float(), truth)
 
 
+def test_classes_of_a_fifth_each_are_of_like_size() -> None:
+    clean, _, _ = _posterior(torch.full((5,), 0.2), 200, 3.0, 4)
+    learned = _agree(clean, torch.arange(200) % 5)
+    torch.testing.assert_close(learned.floor, clean.median(0).values)
+    other = _agree(clean, (torch.arange(200) % 5).clamp(max=3))
+    assert not torch.equal(other.floor, learned.floor)
+
+
 @pytest.mark.parametrize(("found", "alone"), [(13, False), (14, True)])
 def test_one_label_may_be_noisy_by_itself(found: int, alone: bool) -> None:
     """14 − 2·√14 = 6.5 of its tenth, 13 − 2·√13 = 5.8; 3 % are 6, and of all labels 12."""
