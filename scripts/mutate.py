@@ -2,8 +2,9 @@
 
 Each mutant is one changed operator, constant, comparison, keyword or statement. It lives in the
 memory of a forked process only: torch and pytest are imported once, no file is written. A mutant is
-given the tests that enter its function, the fastest first, as many as take ``--within`` seconds
-together; it is caught if one fails, or does not end.
+given the tests that enter its function: those of its module's own test file first, then the others,
+the fastest first, as many as take ``--within`` seconds together. It is caught if one fails, or does
+not end. ``--again`` tries what survived in an earlier output, known by its changed lines.
 
     .venv/bin/python scripts/mutate.py [--part loop] [--only class_balanced] [--every 1]
         [--within 30] [--again OUTPUT] [--jobs 2]
@@ -335,7 +336,7 @@ def watched(tests: tuple[str, ...], arguments: list[str]) -> Watch | None:
 
 
 def tests_for(path: Path, line: int, watch: Watch, within: float) -> list[str]:
-    """Tests that enter the function around ``line`` (all, outside of one), fast first."""
+    """Tests that enter the function around ``line`` (all, outside of one), the likeliest first."""
     functions = [
         n
         for n in ast.walk(ast.parse(path.read_text()))
@@ -347,9 +348,17 @@ def tests_for(path: Path, line: int, watch: Watch, within: float) -> list[str]:
         for test, entered in watch.entered.items()
         if not starts or any(f == str(path) and at in starts for f, at in entered)
     ]
-    fast_first = sorted(tests or watch.entered, key=lambda test: watch.seconds[test])  # or import
-    took = accumulate(watch.seconds[test] for test in fast_first)
-    return [test for test, seconds in zip(fast_first, took, strict=True) if seconds <= within]
+    order = sorted(
+        tests or watch.entered,  # all of them, for what runs when the module is imported
+        key=lambda test: (not _is_about(test, path), watch.seconds[test]),
+    )
+    took = accumulate(watch.seconds[test] for test in order)
+    return [test for test, seconds in zip(order, took, strict=True) if seconds <= within]
+
+
+def _is_about(test: str, path: Path) -> bool:
+    """The test lies in a file named after the module."""
+    return path.stem.strip("_") in test.partition("::")[0]
 
 
 def _pass(tests: list[str], watch: Watch, arguments: list[str]) -> bool:
@@ -369,7 +378,7 @@ def start(path: Path, mutant: Mutant, watch: Watch, arguments: list[str], within
         name = ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
         sys.meta_path.insert(0, _Mutated(name, path, mutant[1]))
         tests = tests_for(path, mutant[2], watch, within)
-        about = [t for t in tests if path.stem.strip("_") in t.partition("::")[0]]
+        about = [t for t in tests if _is_about(t, path)]
         others = [t for t in tests if t not in about]
         code = int(all(_pass(some, watch, arguments) for some in (about, others) if some))
     except BaseException:  # a module that no longer imports is caught
@@ -410,8 +419,8 @@ def _broken(part: str, chosen: argparse.Namespace, arguments: list[str]) -> tupl
     paths = [p for glob in globs for p in sorted((SOURCE / "reducible").glob(glob))]
     work = [(p, m) for p in paths if any(o in str(p) for o in only) for m in mutants(p)][::every]
     if chosen.again is not None:
-        alive = set(chosen.again.read_text().splitlines())
-        work = [(p, m) for p, m in work if f"{p.relative_to(ROOT)}:{m[2]}: {m[0]}" in alive]
+        survived = chosen.again.read_text()
+        work = [(p, m) for p, m in work if difference(p, m[1]) in survived]
     watch = watched(tests, arguments) if work else Watch()
     if watch is None:
         print(f"The tests of {part} fail before anything is changed.")
