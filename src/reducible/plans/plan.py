@@ -1,22 +1,23 @@
-"""Plans: what irreducible losses say once, before training: whom to drop, whom to see often."""
+"""Plans: whom irreducible losses drop, and whom they show often, decided before training."""
 
 from __future__ import annotations
 
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
 
 from reducible.files import checkpoints
 from reducible.loading.labels import as_labels, as_tensor
 from reducible.plans.floors import drop_below
+from reducible.plans.noise import noise_floor_filter, wrong_probability
+from reducible.plans.sampler import PlanSampler
 from reducible.stores import IrreducibleLossStore, ids_of, require_ids
 from reducible.types import (
     ConfigurationError,
@@ -29,24 +30,7 @@ from reducible.types import (
 
 _FORMAT = "reducible.plan.2"
 _FEW = 0.4  # a plan that keeps a smaller share says so
-
-
-def noise_floor_filter(
-    probability: Tensor, labels: Tensor, floor: Tensor, *, multiple: float
-) -> Tensor:
-    """Keep i where p_IL(y_i | x_i) ≥ multiple · m_{y_i}; [N] bool.
-
-    m_k is what the model gives class k where it has no reason to, or somewhat more. A label that
-    gets no more than a small multiple of that is most likely wrong; no noise rate is needed, and a
-    rare class has a low floor of its own.
-
-    Args:
-        probability: [N] p_IL(y_i | x_i).
-        labels: [N] int64.
-        floor: [C] m_k, such as from ``reducible.plans.floors.drop_below``.
-        multiple: ≥ 0; 0 keeps everything.
-    """
-    return probability >= multiple * floor[labels]
+_DECIDED = {"noise_floor", "wrong_share", "wrong_share_kept"}  # read again from a plan's report
 
 
 def residual_weights(probability: Tensor, *, exponent: float, offset: float = 0.02) -> Tensor:
@@ -61,42 +45,6 @@ def residual_weights(probability: Tensor, *, exponent: float, offset: float = 0.
     """
     weight = (1.0 - probability + offset) ** exponent
     return weight / weight.mean()
-
-
-def wrong_probability(probability: Tensor, labels: Tensor, floor: Tensor) -> Tensor:
-    """min(1, m_{y_i} / p_IL(y_i | x_i)): that the label is noise, by Bayes' rule; [N].
-
-    Where the model's p_IL(k | x) is a mixture of a right label and noise of m_k, whatever the
-    input. Its mean estimates the share of wrong labels of this kind.
-
-    Args:
-        probability: [N] p_IL(y_i | x_i).
-        labels: [N] int64.
-        floor: [C] m_k.
-    """
-    return (floor[labels] / probability).clamp(max=1.0)
-
-
-def noise_floor_loss(loss: Tensor, targets: Tensor, floor: Tensor) -> Tensor:
-    """−log((1 − Σ_c m_c)·exp(−L_i) + m_{y_i}): cross-entropy that allows for wrong labels; [K].
-
-    Forward correction (Patrini et al. 2017, Theorem 2) for labels that are drawn from the noise
-    floor, whatever the input, in Σ_c m_c of the cases. Its gradient is that of L_i times the
-    probability that the label is right, so a label of which the model is sure that it is wrong
-    teaches nothing, and no loss exceeds −log m_{y_i}. Where the floor is near 0, as on clean
-    data, it is L_i.
-
-    Args:
-        loss: [K] cross-entropy of each example, of the model being trained.
-        targets: [K] int64.
-        floor: [C] m_c with a sum below 1, from ``Plan.noise_floor``; on the device of the loss.
-
-    >>> floor = torch.tensor([0.1, 0.1])
-    >>> noise_floor_loss(torch.tensor([0.0, 9.0, 99.0]), torch.tensor([0, 1, 1]), floor)
-    tensor([0.1054, 2.3016, 2.3026])
-    """
-    right = torch.log1p(-floor.sum()) - loss  # [K] log-probability of a right label, and this one
-    return -torch.logaddexp(right, floor.log()[targets].to(loss.dtype))
 
 
 @final
@@ -156,20 +104,14 @@ class Plan:
                 another length, or irreducible losses below 0, of which no probability can be had.
             SelectionError, StoreError: as the store's look-up.
         """
-        given: Tensor = as_tensor(ids)
-        classes: Tensor = as_labels(labels, "A plan takes one class for each id.")
-        require_ids(given)
-        if classes.shape != given.shape:
-            raise DataError(f"{given.numel()} ids but labels of shape {tuple(classes.shape)}.")
         if store.groups:
             raise ConfigurationError("a plan needs a store with one loss per example, not groups.")
+        given, classes = _examples(ids, labels)
         require_between("multiple", multiple, 0.0, open_high=True)
         require_between("exponent", exponent, 0.0, open_high=True)
         require_between("offset", offset, 0.0, open_low=True, open_high=True)
         floor = _floor(store, noise_floor, int(classes.max()) + 1)
         store.check_data(given, classes)
-        order = given.argsort()
-        given, classes = given[order].cpu(), classes[order].cpu()
         probability = _probability(store, given)  # [N]
         below = floor if noise_floor is not None else _below(store, probability, classes, floor)
         keep = noise_floor_filter(probability, classes, below, multiple=multiple)
@@ -264,7 +206,7 @@ class Plan:
         """
         if batch_size is not None:
             self._check_batch(batch_size)
-        return PlanSampler(self, ids_of(dataset), generator=generator)
+        return PlanSampler(self.ids, self.weight, ids_of(dataset), generator=generator)
 
     def _check_batch(self, batch_size: int) -> None:
         draws, most = self.ids.numel(), math.ceil(float(self.weight.max()))
@@ -308,90 +250,6 @@ class Plan:
         return cls(**parts)
 
 
-@final
-class PlanSampler(Sampler[int]):
-    """Positions of a plan's ids, each about as often as its weight says.
-
-    An id of weight w comes ⌊w⌋ or ⌈w⌉ times an epoch, w times in the mean (systematic sampling),
-    its repeats evenly spaced over the epoch, so that about M/⌈w⌉ draws in a row, for the largest
-    w, hold no id twice.
-
-    Args:
-        plan: whom to draw, and how often.
-        ids: [N] int64 of the data set, by position.
-        generator: of the draws and their order.
-
-    Raises:
-        DataError: the data set lacks an id of the plan.
-    """
-
-    def __init__(self, plan: Plan, ids: Tensor, *, generator: torch.Generator) -> None:
-        ascending, order = ids.cpu().sort()
-        where = torch.searchsorted(ascending, plan.ids).clamp_(max=ids.numel() - 1)
-        missing = ascending[where] != plan.ids
-        if bool(missing.any()):
-            raise DataError(
-                f"the data set lacks {int(missing.sum())} ids of the plan: "
-                f"{name_ids(plan.ids[missing])}. The plan is of another data set or split."
-            )
-        self._positions = order[where]  # [M]
-        self._weight = plan.weight
-        self.generator = generator
-        evenly = bool((plan.weight == plan.weight[0]).all())
-        self.each_once = self._positions if evenly else None
-        """[M] int64: the positions if an epoch has each of them once; None otherwise."""
-
-    def __len__(self) -> int:
-        return self._positions.numel()
-
-    def __iter__(self) -> Iterator[int]:
-        count = systematic_counts(self._weight, generator=self.generator)  # [M]
-        offset = _even_offsets(count, generator=self.generator)
-        copies = torch.repeat_interleave(torch.arange(count.numel()), count)  # [M] draws
-        first = count.cumsum(0) - count
-        nth = torch.arange(copies.numel()) - first[copies]  # which repeat of its id each draw is
-        when = (nth + offset[copies]) / count[copies]  # in [0, 1), repeats evenly spaced
-        yield from self._positions[copies[when.argsort()]].tolist()
-
-
-def systematic_counts(weight: Tensor, *, generator: torch.Generator) -> Tensor:
-    """How often each of M examples is drawn: ⌊w⌋ or ⌈w⌉ times, w in the mean, M in all.
-
-    Args:
-        weight: [M] float64 with mean one.
-        generator: of the draw; the examples are mixed first, so that neighbours are not tied.
-
-    Returns:
-        [M] int64.
-    """
-    size = weight.numel()
-    order = torch.randperm(size, generator=generator)
-    edges = weight[order].cumsum(0)
-    edges = edges / edges[-1] * size
-    shift = torch.rand(1, dtype=torch.float64, generator=generator)
-    ticks = (edges - shift).ceil().clamp_(min=0).long()  # draws before each edge
-    ticks[-1] = size
-    count = torch.empty_like(ticks)
-    count[order] = torch.diff(ticks, prepend=torch.zeros(1, dtype=torch.int64))
-    return count
-
-
-def _even_offsets(count: Tensor, *, generator: torch.Generator) -> Tensor:
-    """[M] float64 in [0, 1), at random, evenly spread among ids with the same ``count`` ([M]).
-
-    So that the epoch is as dense everywhere, and repeats that are evenly spaced in it stay so.
-    """
-    mixed = torch.randperm(count.numel(), generator=generator)
-    order = mixed[count[mixed].argsort(stable=True)]  # by count, at random within one
-    values, sizes = torch.unique_consecutive(count[order], return_counts=True)
-    first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-    start = torch.rand(values.numel(), dtype=torch.float64, generator=generator)
-    nth = torch.arange(count.numel()) - first
-    offset = torch.empty(count.numel(), dtype=torch.float64)
-    offset[order] = (nth + start.repeat_interleave(sizes)) / sizes.repeat_interleave(sizes)
-    return offset
-
-
 def _wrong_contents(parts: Mapping[str, Any]) -> str | None:
     """Why these are not the parts of a plan, though the file is as it was written."""
     missing = [name for name in ("ids", "weight", "dropped", "report") if name not in parts]
@@ -413,8 +271,19 @@ def _wrong_contents(parts: Mapping[str, Any]) -> str | None:
         return f"the mean weight is {float(weight.mean())}, not 1"
     if bool(torch.isin(dropped, ids).any()):
         return "an id is both kept and dropped"
-    told = isinstance(report, Mapping) and {"noise_floor", "wrong_share"} <= set(report)
+    told = isinstance(report, Mapping) and set(report) >= _DECIDED
     return None if told else "its report lacks what was decided"
+
+
+def _examples(ids: Tensor | Sequence[int], labels: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Ids, ascending, and the class of each; both [N] int64 on the CPU."""
+    given: Tensor = as_tensor(ids)
+    classes: Tensor = as_labels(labels, "A plan takes one class for each id.")
+    require_ids(given)
+    if classes.shape != given.shape:
+        raise DataError(f"{given.numel()} ids but labels of shape {tuple(classes.shape)}.")
+    order = given.argsort()
+    return given[order].cpu(), classes[order].cpu()
 
 
 def _floor(store: IrreducibleLossStore, given: Tensor | None, classes: int) -> Tensor:
