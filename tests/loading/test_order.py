@@ -17,6 +17,7 @@ from reducible.lab.data import TensorSet
 from reducible.loading.order import (
     OrderDigest,
     Reordered,
+    as_given,
     as_it_is,
     batches_of,
     even_size,
@@ -49,6 +50,12 @@ class Whole(Single):
         return torch.tensor(index) * 2
 
 
+def _aimed(source: Any, **changes: Any) -> Reordered:
+    order = Reordered()
+    order.aim(source, **({"skip": 0, "draw": as_given, "known": (0, 0), "vain": 0} | changes))
+    return order
+
+
 def _loader(kind: str, generator: torch.Generator | None) -> DataLoader[Any]:
     if kind == "whole":
         batches = BatchSampler(RandomSampler(Single(), generator=generator), 3, drop_last=False)
@@ -58,7 +65,7 @@ def _loader(kind: str, generator: torch.Generator | None) -> DataLoader[Any]:
     if kind == "reordered":
         source = BatchSampler(RandomSampler(Single(), generator=generator), 3, drop_last=False)
         plain = DataLoader(Whole(), batch_size=None, sampler=source, generator=generator)
-        return rebuilt(plain, Reordered(source, 1, lambda _, indices: indices[::-1]))
+        return rebuilt(plain, _aimed(source, skip=1, draw=lambda _, indices: indices[::-1]))
     data = Many() if kind == "many" else Single()
     return DataLoader(data, batch_size=3, shuffle=True, generator=generator)
 
@@ -154,7 +161,7 @@ def test_every_argument_of_a_loader_is_carried_over() -> None:
     options = {name: value for name, value in OTHER.items() if name in there}
     data = Single()
     loader = DataLoader(data, batch_size=3, **options)
-    again = rebuilt(loader, Reordered([[1, 2]]))
+    again = rebuilt(loader, Reordered())
     assert again.dataset is data
     for name, value in options.items():
         if name == "multiprocessing_context":
@@ -218,8 +225,7 @@ def test_an_order_is_drawn_as_far_as_it_was() -> None:
             yield [i]
 
     seen = _digest([[i] for i in range(4)])
-    order = Reordered()
-    order.aim(Walk(source), skip=2, known=(seen.count, seen.digest), vain=2)
+    order = _aimed(Walk(source), skip=2, known=(seen.count, seen.digest), vain=2)
     iter(order)
     assert drawn == []
     order.prime()

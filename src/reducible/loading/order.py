@@ -7,6 +7,7 @@ import marshal
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from operator import getitem
 from typing import Any, final
@@ -288,36 +289,35 @@ def as_given(given: int, indices: Indices) -> Indices:
 
 @final
 class Reordered:
-    """Index lists of a source from the ``skip``-th on, each passed through ``draw``.
+    """Index lists of the source that it is aimed at, each passed through a draw.
 
     Lazy, as samplers are: a DataLoader draws its own seed before the sampler draws the order.
-    ``draw`` gets the number of lists it has given before, and the list; None drops the list.
-    ``ends`` holds, for every list given and not yet taken off it, how far the source had been read.
+
+    Attributes:
+        ends: of every list given and not yet taken off it, how far the source had been read.
+        seen: the digest of the lists read.
     """
 
-    def __init__(
-        self, source: Iterable[Indices] = (), skip: int = 0, draw: Drawn = as_given
-    ) -> None:
+    def __init__(self) -> None:
         self.ends: deque[int] = deque()
         self._ready: deque[Indices] = deque()
-        self._lists: Iterator[Indices] = iter(())
         self.seen = OrderDigest()
-        self.aim(source, skip, draw)
 
     def aim(
         self,
         source: Iterable[Indices],
-        skip: int = 0,
-        draw: Drawn = as_given,
-        known: tuple[int, int] = (0, 0),
-        vain: int = 0,
+        *,
+        skip: int,
+        draw: Drawn,
+        known: tuple[int, int],
+        vain: int,
     ) -> None:
         """Gives another order from the next pass on.
 
         Args:
-            source: see the class.
-            skip: see the class.
-            draw: see the class.
+            source: of index lists.
+            skip: how many of them to leave out first.
+            draw: gets the number of lists it has given before, and the list; None drops the list.
             known: parts that the order had when it was left, and their digest.
             vain: how often the first list is given before it counts.
         """
@@ -350,13 +350,12 @@ class Reordered:
 
     def prime(self) -> None:
         """Draws all that had been drawn when the order was left, from the streams as they are."""
-        try:
-            while self.seen.count < min(self._skip, self._known[0]):
-                self._list()
+        with suppress(StopIteration):
             while self.seen.count < self._known[0]:
-                self._ready.append(self._following())
-        except StopIteration:
-            pass
+                if self.seen.count < self._skip:
+                    self._list()
+                else:
+                    self._ready.append(self._following())
 
     def _list(self) -> Indices:
         try:

@@ -97,7 +97,7 @@ class Reader:
             assert order is not None
             known = (0, 0) if resumed is None else resumed["seen"]
             vain = self._begin_workers(state, resumed)
-            self._ahead.aim(order, position or 0, draw, known, vain)
+            self._ahead.aim(order, skip=position or 0, draw=draw, known=known, vain=vain)
             return self._open_ahead(resumed, vain)
         if state is not None and self._keeps_state and state["loader"] is not None:
             self._loader.load_state_dict(state["loader"])

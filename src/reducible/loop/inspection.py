@@ -38,7 +38,7 @@ class LabelInspection:
         sample: Mapping[str, Sequence[Any]] = store.header.get(LABEL_SAMPLE) or {}
         self._expected = dict(zip(sample.get("ids", ()), sample.get("labels", ()), strict=True))
         self._task = task
-        self._looked = self._compared = 0
+        self._looked, self._compared = 0, False
         self.done = not self._expected
         if self.done:
             self._warn(
@@ -86,7 +86,7 @@ class LabelInspection:
         pairs = [(i, self._expected[i], here) for i, here in zip(ids, labels, strict=True)]
         for i in ids:
             self._expected.pop(i, None)
-        self._compared += len(pairs)
+        self._compared = True
         wrong = [(i, there, here) for i, there, here in pairs if there != here]
         if wrong:
             shown = "; ".join(f"id {i}: {there} there, {here} here" for i, there, here in wrong[:5])

@@ -14,7 +14,8 @@ class Keep:
     """n_b of every candidate batch: a number of rows, or a share of each batch.
 
     Args:
-        keep: rows (int), or a share in (0, 1] (float) of each batch, rounded, and at least a row.
+        keep: rows (int), or a share in (0, 1] (float) of each batch, rounded, and at least a row;
+            see ``check_keep``.
         updates: batches of n_b that are handed out from one candidate batch.
         size: of candidate batches, if the loader says it.
 
@@ -23,7 +24,6 @@ class Keep:
     """
 
     def __init__(self, keep: float, updates: int, size: int | None) -> None:
-        check_keep(keep)
         if size is not None:
             require_rows(rows_to_keep(keep, size), updates, size)
         elif not isinstance(keep, Integral) and keep * updates > 1:

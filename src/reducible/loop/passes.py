@@ -81,8 +81,8 @@ class CandidatePasses:
         keep: n_b, or a share of n_B.
         seed: of draws and plans.
         ledger: charged for loading.
-        draw: says which rows of a candidate batch to load, where not all; see ``Draw``.
         updates: batches of n_b that are handed out from one candidate batch.
+        draw: says which rows of a candidate batch to load, if not all; see ``Draw``.
         planner: of a rule that decides by epoch.
         total_steps: planned updates, for the planner.
         inspection: looks at the batches as they are loaded.
@@ -100,8 +100,8 @@ class CandidatePasses:
         keep: float,
         seed: int,
         ledger: Ledger,
+        updates: int,
         draw: Draw | None = None,
-        updates: int = 1,
         planner: EpochPlanner | None = None,
         total_steps: int | None = None,
         inspection: Inspection | None = None,
@@ -149,7 +149,8 @@ class CandidatePasses:
         if isinstance(listed, list | tuple) and listed:
             return len(listed[-1])
         if isinstance(self._loader, list | tuple) and self._loader:
-            return self._ids(self._loader[-1]).numel()
+            ids: Any = self._ids(self._loader[-1])
+            return ids.numel() if isinstance(ids, Tensor) else None  # told of as they are walked
         return None
 
     def walk(self, step: int, device: torch.device) -> Iterator[CandidateBatch]:
@@ -310,7 +311,7 @@ class CandidatePasses:
             "reducible.WithIds(dataset), or name the key that holds them with ids=…."
         )
 
-    def state_dict(self, *, again: bool = False) -> dict[str, Any]:
+    def state_dict(self, *, again: bool) -> dict[str, Any]:
         """Where this pass is, and where its order began.
 
         Args:
