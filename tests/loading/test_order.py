@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import marshal
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +12,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    WeightedRandomSampler,
+)
 
 from reducible.lab.data import TensorSet
 from reducible.loading.order import (
@@ -21,7 +31,10 @@ from reducible.loading.order import (
     as_it_is,
     batches_of,
     even_size,
+    is_rest,
     rebuilt,
+    whole_batches,
+    why_repeats,
 )
 from reducible.types import DataError
 
@@ -130,6 +143,89 @@ def test_a_stream_is_cut_evenly_by_one_process(workers: int, size: int | None) -
     assert even_size(DataLoader(Streamed(), batch_size=3, num_workers=workers)) == size
     own = DataLoader(Streamed(), batch_size=3, num_workers=workers, collate_fn=list)
     assert even_size(own) is None
+
+
+class Endless(Sampler[int]):
+    """Tells no length."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(10))
+
+
+def test_the_short_rest_is_what_comes_after_the_whole_batches() -> None:
+    def rests(loader: DataLoader[Any]) -> list[bool]:
+        return [is_rest(loader, position) for position in range(1, 5)]
+
+    assert rests(DataLoader(Single(), batch_size=4)) == [False, False, True, True]
+    assert rests(DataLoader(Single(), batch_size=9)) == [False, True, True, True]
+    assert rests(DataLoader(Single(), batch_size=11)) == [False, True, True, True]  # the only one
+    assert rests(DataLoader(Streamed(), batch_size=4)) == [False, True, True, True]
+    assert rests(DataLoader(Single(), batch_size=4, sampler=Endless())) == [False] * 4
+    assert [whole_batches(DataLoader(Single(), batch_size=n)) for n in (4, 5, 9, 11)] == [
+        2,
+        2,
+        1,
+        1,
+    ]
+
+
+class Padding:
+    """Batches that are filled up, as accelerate's are."""
+
+    even_batches = True
+    batch_size = 4
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter([[0, 1, 2, 3]])
+
+
+WEIGHTS = [1.0] * 10
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"sampler": WeightedRandomSampler(WEIGHTS, 10)},
+            "WeightedRandomSampler draws with replacement.*by the selector",
+        ),
+        (
+            {"sampler": RandomSampler(Single(), replacement=True)},
+            "RandomSampler draws with replacement.*Pass replacement=False.$",
+        ),
+        (
+            {"sampler": RandomSampler(Single(), num_samples=11)},
+            "draws num_samples=11 of 10 rows.*Leave num_samples out",
+        ),
+        (
+            {"sampler": DistributedSampler(Single(), num_replicas=3, rank=0)},
+            "DistributedSampler pads the rows.*drop_last=True",
+        ),
+        ({"batch_sampler": Padding()}, "Padding fills the last batches.*even_batches=False"),
+        ({"sampler": Endless()}, "The loader's Endless draws rows more than once"),
+        (
+            {"sampler": WeightedRandomSampler(WEIGHTS, 5, replacement=False)},
+            "The loader's WeightedRandomSampler draws rows more than once",
+        ),
+        (
+            {"sampler": RandomSampler(Single(), num_samples=10)},
+            "Either the loader's collate function repeats rows",
+        ),
+        (
+            {"sampler": DistributedSampler(Single(), num_replicas=2, rank=0)},
+            "The loader's DistributedSampler draws rows more than once",
+        ),
+        ({"batch_sampler": [[0, 1]]}, "The loader's list draws rows more than once"),
+        ({}, "Either the loader's collate function repeats rows, or two items"),
+    ],
+)
+def test_why_a_loader_may_repeat_rows(options: dict[str, Any], said: str) -> None:
+    assert re.search(said, why_repeats(DataLoader(Single(), **options)))
+
+
+def test_why_what_is_no_map_style_loader_may_repeat_rows() -> None:
+    assert why_repeats([1]).startswith("list gives rows more than once")
+    assert why_repeats(DataLoader(Streamed())).startswith("Streamed gives rows more than once")
 
 
 # -- the same loader over another order -----------------------------------------------------------

@@ -153,3 +153,11 @@ def test_a_record_of_picks_alone_is_told_nothing_else() -> None:
     for chosen in _batches("reducr", **options):
         assert "group_weights" in chosen.info  # which a record of picks has no place for
     assert Picks.steps == [0, 1, 2]
+
+
+def test_ids_that_are_no_numbers_in_a_list_of_batches_are_told_of() -> None:
+    rows = [{"ids": ["a", "b"], "x": torch.randn(2, 4)}]
+    batches = rd.SelectingLoader(rows, nn.Linear(4, 2), rd.selector("uniform"), keep=1, ids="ids")
+    assert len(batches) == 1
+    with pytest.raises(rd.DataError, match="ids"):
+        list(batches)
