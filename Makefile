@@ -24,9 +24,10 @@ bench: $(VENV)/.ready
 gpu:
 	PYTHONPATH=src $$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)) scripts/gpu.py
 
-# Method pages and result tables, from the table of rules and the results files.
-docs: $(VENV)/.ready
+# Method pages and result tables, from the table of rules and the results files; then the site.
+docs: $(VENV)/.ready-dev
 	$(BIN)/python scripts/make_docs.py
+	$(BIN)/python scripts/make_site.py
 
 # Break the rules, the loop, the gate and the plans one small way at a time; prints what no test notices.
 mutation: $(VENV)/.ready-dev
