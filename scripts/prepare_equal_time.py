@@ -34,10 +34,10 @@ from reducible.lab.recipes.equal_time import (
     steps_within,
 )
 from reducible.lab.records import read_json, write_json
-from reducible.lab.run import per_example_loss
 from reducible.lab.setup import candidate_loader, irreducible_store, loader_options, make_plan
 from reducible.lab.splits import make_splits
 from reducible.lab.sweep import run_sweep
+from reducible.lab.training import per_example_loss
 from reducible.ledger import Ledger
 from reducible.loop.gate import Gate
 from reducible.loop.loader import SelectingLoader, weighted_mean

@@ -23,7 +23,7 @@ _LIBRARY = (
     "plans fitting loop costs"
 )
 _RUNS = f"{_LIBRARY} lab.records lab.recipe lab.splits lab.setup lab.data lab.models lab.encoders"
-_SWEEPS = f"{_RUNS} lab.run lab.locks lab.stopping lab.provenance"
+_SWEEPS = f"{_RUNS} lab.training lab.run lab.locks lab.stopping lab.provenance"
 
 # Module or package → what it may import of ours. Top to bottom: only what stands above it. The
 # library first, which imports nothing of the laboratory; then the laboratory, part by part.
@@ -60,11 +60,11 @@ ALLOWED = {
     "lab.splits": "types fitting loop lab.data lab.models lab.encoders lab.recipe",
     "lab.setup": f"{_LIBRARY} lab.records lab.data lab.models lab.recipe lab.splits",
     "lab.evaluation": "tasks scoring lab.data",
+    "lab.training": f"{_RUNS} lab.logs lab.info_records lab.counts lab.evaluation",
     "lab.run": (
-        f"{_RUNS} lab.locks lab.logs lab.info_records lab.counts lab.stopping lab.provenance "
-        "lab.evaluation"
+        f"{_RUNS} lab.locks lab.logs lab.info_records lab.stopping lab.provenance lab.training"
     ),
-    "lab.checking": f"{_RUNS} lab.logs lab.info_records lab.run",
+    "lab.checking": f"{_RUNS} lab.logs lab.info_records lab.training",
     "lab.sweep": _SWEEPS,
     "lab.recipes": _SWEEPS,
     "lab.bench": _SWEEPS,

@@ -16,6 +16,7 @@ from reducible.lab.cli import app
 from reducible.lab.method_pages import describe
 from reducible.lab.recipes import RECIPES
 from reducible.lab.records import read_json
+from toys import killed_at
 
 SMALL = {
     "train_examples": 1000,
@@ -206,26 +207,14 @@ def test_a_finished_run_is_not_resumed(finished: tuple[Path, Result]) -> None:
 
 
 def test_a_stopped_run_is_resumed_with_its_own_settings(
-    finished: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: tuple[Path, Result], tmp_path: Path
 ) -> None:
-    from reducible.lab.run import Run
-
-    class Killed(Exception):
-        pass
-
-    inner = Run._counted
-
-    def counted(self: Run, update: Any, batches: Any, rows: int) -> Any:
-        if batches.step == 12:
-            raise Killed
-        return inner(self, update, batches, rows)
-
     out, (whole, _) = tmp_path / "stopped", finished
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "_counted", counted)
+    with killed_at(12):
         options = ("--seed", 5, "--max-steps", 20, *SET)
         stopped = _call("run", "demo/rho", "--out", out, *options)
-        assert isinstance(stopped.exception, Killed)
+        assert stopped.exception is not None
+        raise stopped.exception
     assert not (out / "summary.json").exists()
     result = _call("resume", out)
     assert result.exit_code == 0, result.output

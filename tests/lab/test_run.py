@@ -21,9 +21,11 @@ from reducible.lab.logs import mark_of
 from reducible.lab.recipe import Recipe
 from reducible.lab.recipes import RECIPES, recipe
 from reducible.lab.records import read_json, read_metrics, read_picks
-from reducible.lab.run import WEIGHTS, Run, final_accuracy, refuse_used_folder, with_target
+from reducible.lab.run import Run, refuse_used_folder
 from reducible.lab.splits import make_splits
+from reducible.lab.training import WEIGHTS, final_accuracy, with_target
 from reducible.ledger import PHASES
+from toys import killed_at
 
 STEPS = 30
 SHORT = {
@@ -171,32 +173,14 @@ def test_max_steps_stops_earlier(tmp_path: Path) -> None:
 # -- stopping -------------------------------------------------------------------------------------
 
 
-class Killed(Exception):
-    pass
-
-
-def _kill(run: Run, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start ``run``, and end it right before update ``at`` + 1 is counted."""
-    inner = Run._counted
-
-    def counted(self: Run, update: Any, batches: Any, rows: int) -> Any:
-        if batches.step == at:
-            raise Killed
-        return inner(self, update, batches, rows)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "_counted", counted)
-        with pytest.raises(Killed):
-            run.start()
-
-
 @pytest.mark.parametrize("name", DEMO)
 @pytest.mark.parametrize("at", [9, 17, 30], ids=["after one", "after two", "at the last step"])
 def test_killed_and_resumed_equals_never_stopped(
     name: str, at: int, finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
-    _kill(_run(name, out, checkpoint_every=8), at, monkeypatch)
+    with killed_at(at):
+        _run(name, out, checkpoint_every=8).start()
     assert checkpoints.saved(out)
     torch.manual_seed(5)
     summary = _run(name, out, checkpoint_every=8).resume()
@@ -220,7 +204,8 @@ def test_killed_before_the_first_checkpoint_starts_again_and_charges_the_fit_onc
     name: str, finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
-    _kill(_run(name, out), 5, monkeypatch)
+    with killed_at(5):
+        _run(name, out).start()
     assert not checkpoints.saved(out)
     summary = _run(name, out).resume()
     assert _contents(out) == _contents(finished[name][0])
@@ -237,7 +222,8 @@ def test_the_fit_is_charged_once_after_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
-    _kill(_run("demo/rho", out, checkpoint_every=8), 9, monkeypatch)
+    with killed_at(9):
+        _run("demo/rho", out, checkpoint_every=8).start()
     store = rd.IrreducibleLossStore.load(out / "irreducible_loss.safetensors")
     summary = _run("demo/rho", out, checkpoint_every=8).resume()
     assert summary["seconds"]["irreducible_loss"] == pytest.approx(store.header["seconds"])
@@ -271,7 +257,8 @@ def test_what_is_damaged_is_passed_over_with_a_word_and_the_run_is_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "run"
-    _kill(_run("demo/rho", out, checkpoint_every=8), 27, monkeypatch)
+    with killed_at(27):
+        _run("demo/rho", out, checkpoint_every=8).start()
     for name, place in damage.items():
         _flip(out / name, place)
     with pytest.warns(UserWarning, match="goes on from before it") as warned:

@@ -15,8 +15,8 @@ import pytest
 
 from reducible.files import checkpoints
 from reducible.lab.records import read_picks
-from reducible.lab.run import METRICS
 from reducible.lab.stopping import Stopped, stopping
+from reducible.lab.training import METRICS
 
 SETTINGS = ("train_examples=2000", "holdout_examples=500", "irreducible_epochs=1", "steps=400")
 

@@ -22,6 +22,7 @@ from reducible.lab.records import read_json, read_picks, write_json
 from reducible.lab.run import Run
 from reducible.lab.sweep import collect, parse_seeds, run_sweep
 from reducible.ledger import PHASES
+from toys import killed_at
 
 TINY = Recipe(
     name="tiny/uniform",
@@ -57,20 +58,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[Pa
 
 
 def _stopped(recipe: Recipe, out: Path, *, seed: int) -> None:
-    class Killed(Exception):
-        pass
-
-    inner = Run._counted
-
-    def counted(self: Run, update: Any, batches: Any, rows: int) -> Any:
-        if batches.step == 7:
-            raise Killed
-        return inner(self, update, batches, rows)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "_counted", counted)
-        with pytest.raises(Killed):
-            Run(recipe, out, seed=seed, progress=False, checkpoint_every=5).start()
+    with killed_at(7):
+        Run(recipe, out, seed=seed, progress=False, checkpoint_every=5).start()
 
 
 def test_all_runs_are_there_and_complete(swept: Any) -> None:

@@ -17,9 +17,11 @@ from reducible.lab.encoders import SentenceClassifier, minilm_tokenizer
 from reducible.lab.evaluation import evaluate, evaluation_batches
 from reducible.lab.recipe import Recipe
 from reducible.lab.records import read_json, read_metrics, read_picks
-from reducible.lab.run import Run, per_example_loss
+from reducible.lab.run import Run
 from reducible.lab.setup import loader_options
 from reducible.lab.splits import make_splits
+from reducible.lab.training import per_example_loss
+from toys import killed_at
 
 STEPS, N_B = 6, 8
 _READ: dict[str, TokenSet] = {}
@@ -138,10 +140,6 @@ def test_a_scorer_of_texts_learns_along(tmp_path: Path) -> None:
     assert loss() < before
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize(
     ("selector", "settings"),
     [
@@ -152,21 +150,12 @@ class Killed(Exception):
 )
 @pytest.mark.usefixtures("film")
 def test_killed_and_resumed_equals_never_stopped(
-    selector: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    selector: str, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     recipe = _recipe(selector, schedule="cosine", **settings)
     expected = _run(recipe, tmp_path / "whole")
-    counted = Run._counted
-
-    def killed(self: Run, update: Any, batches: Any, rows: int) -> Any:
-        if batches.step == 5:
-            raise Killed
-        return counted(self, update, batches, rows)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "_counted", killed)
-        with pytest.raises(Killed):
-            _run(recipe, tmp_path / "stopped", checkpoint_every=3)
+    with killed_at(5):
+        _run(recipe, tmp_path / "stopped", checkpoint_every=3)
     torch.manual_seed(5)  # dropout must go on where it was, not from here
     again = Run(recipe, tmp_path / "stopped", seed=3, progress=False, checkpoint_every=3)
     summary = again.resume()
@@ -186,7 +175,7 @@ def test_training_is_with_dropout(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         streams.append(torch.get_rng_state())
         return per_example_loss(*given)
 
-    monkeypatch.setattr("reducible.lab.run.per_example_loss", watched)
+    monkeypatch.setattr("reducible.lab.training.per_example_loss", watched)
     _run(_recipe(), tmp_path / "run")
     assert len(streams) == STEPS
     assert not any(torch.equal(a, b) for a, b in pairwise(streams))  # every pass drew from it

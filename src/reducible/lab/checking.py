@@ -12,8 +12,8 @@ from reducible.lab.info_records import INFO, PICKS, read_info
 from reducible.lab.logs import is_whole
 from reducible.lab.recipe import Recipe
 from reducible.lab.records import read_json, read_metrics, read_picks
-from reducible.lab.run import METRICS, WEIGHTS
 from reducible.lab.setup import CONFIG, MODEL, PLAN, STORE
+from reducible.lab.training import METRICS, WEIGHTS
 from reducible.plans import Plan
 from reducible.stores import IrreducibleLossStore
 from reducible.types import ConfigurationError, ReducibleError

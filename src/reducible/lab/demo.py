@@ -12,8 +12,9 @@ from reducible.lab.provenance import versions
 from reducible.lab.recipes import recipe
 from reducible.lab.records import write_json
 from reducible.lab.report.curves import plot_curves
-from reducible.lab.run import Run, refuse_used_folder, with_target
+from reducible.lab.run import Run, refuse_used_folder
 from reducible.lab.stopping import stopping
+from reducible.lab.training import with_target
 
 DATASET = "Fashion-MNIST, embedded split"
 

@@ -1,68 +1,33 @@
-"""The one training loop of recipes, demo and studies, and the folder it leaves behind."""
+"""Runs a recipe in a folder: settings first, then records and checkpoints, at last a summary."""
 
 from __future__ import annotations
 
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, final
 
 import torch
-import torch.nn.functional as F
 from rich.progress import Progress
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from reducible import schedules
 from reducible.files import checkpoints
-from reducible.lab.counts import Tally
-from reducible.lab.data import TensorSet, TokenSet
-from reducible.lab.evaluation import evaluate
 from reducible.lab.info_records import INFO, PICKS, StepWriter
 from reducible.lab.locks import locked
-from reducible.lab.logs import Mark, is_whole, mark_of
+from reducible.lab.logs import Mark, is_whole
 from reducible.lab.provenance import current_commit, versions
 from reducible.lab.recipe import Recipe
-from reducible.lab.records import MetricsWriter, read_json, read_metrics, summarise, write_json
-from reducible.lab.setup import (
-    CONFIG,
-    MODEL,
-    PLAN,
-    STORE,
-    candidate_loader,
-    irreducible_store,
-    loader_options,
-    make_plan,
-)
-from reducible.lab.splits import Splits, make_splits
+from reducible.lab.records import MetricsWriter, read_json, write_json
+from reducible.lab.setup import CONFIG, irreducible_store, make_plan
+from reducible.lab.splits import make_splits
 from reducible.lab.stopping import Stopping, stopping
+from reducible.lab.training import METRICS, Trainer, marks_of
 from reducible.ledger import Ledger
-from reducible.loop import Chosen, SelectingLoader, stream_seed, weighted_mean
-from reducible.plans import noise_floor_loss
 from reducible.stores import IrreducibleLossStore
 from reducible.types import ConfigurationError, ReducibleError, require_between
 
-METRICS, WEIGHTS = "metrics.jsonl", "model.safetensors"
 LOGS = (METRICS, PICKS, INFO)
-_FINAL_EVALUATIONS = 5  # final accuracy is the mean of the last so many at a constant rate
-
-
-def per_example_loss(
-    name: str, logits: Tensor, targets: Tensor, floor: Tensor | None = None
-) -> Tensor:
-    """[K] losses of a recipe: cross-entropy, smoothed by 0.1, or (1 − p_y^q)/q with q = 0.7.
-
-    The last is generalised cross-entropy (Zhang & Sabuncu 2018). With a ``floor`` ([C]), the first
-    allows for wrong labels, see ``noise_floor_loss``.
-    """
-    if name == "generalised":
-        log_p = -F.cross_entropy(logits, targets, reduction="none")
-        return (1.0 - (0.7 * log_p).exp()) / 0.7
-    smoothing = 0.1 if name == "label-smoothing" else 0.0
-    loss = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
-    return loss if floor is None else noise_floor_loss(loss, targets, floor)
 
 
 @final
@@ -111,7 +76,6 @@ class Run:
         self._show = progress is True
         self._checkpoint_every = checkpoint_every
         self.ledger = Ledger()
-        self.curve: list[list[float]] = []
 
     def start(self, store: IrreducibleLossStore | None = None) -> dict[str, Any]:
         """Train from the beginning; returns the summary.
@@ -132,19 +96,13 @@ class Run:
 
     def _start(self, store: IrreducibleLossStore | None) -> dict[str, Any]:
         refuse_used_folder(self.out)
-        write_json(
-            self.out / CONFIG,
-            {
-                "recipe": self.recipe.name,
-                "settings": asdict(self.recipe),
-                "seed": self.seed,
-                "steps": self.steps,
-                "target_accuracy": self.target,
-                "checkpoint_every": self._checkpoint_every,
-                "versions": versions(),
-                "commit": current_commit(),
-            },
-            sealed=True,
+        write_config(
+            self.out,
+            self.recipe,
+            seed=self.seed,
+            steps=self.steps,
+            target=self.target,
+            checkpoint_every=self._checkpoint_every,
         )
         return self._go(store, checkpoint=None)
 
@@ -171,213 +129,81 @@ class Run:
         store: IrreducibleLossStore | None,
         checkpoint: dict[str, Any] | None,
     ) -> dict[str, Any]:
-        recipe = self.recipe
+        recipe, out = self.recipe, self.out
         splits = make_splits(recipe, self.seed)
-        cost = {"ledger": self.ledger, "progress": bar}
         if store is None:
-            store = irreducible_store(recipe, splits, self.seed, self.out, **cost)
-        plan = make_plan(recipe, splits, store, self.out)
-        with torch.random.fork_rng([]):
-            torch.manual_seed(stream_seed(self.seed, 1))
-            model = recipe.models[recipe.model]()
-            optimizer = torch.optim.AdamW(
-                model.parameters(),
-                lr=recipe.learning_rate,
-                weight_decay=recipe.weight_decay,
-                fused=True,
+            cost = {"ledger": self.ledger, "progress": bar}
+            store = irreducible_store(recipe, splits, self.seed, out, **cost)
+        plan = make_plan(recipe, splits, store, out)
+        step = None if checkpoint is None else int(checkpoint["loader"]["step"])
+        with (
+            torch.random.fork_rng([]),
+            StepWriter(out) if step is None else StepWriter.resume(out, step) as steps,
+            MetricsWriter(out / METRICS)
+            if step is None
+            else MetricsWriter.resume(out / METRICS, step) as metrics,
+        ):
+            trainer = Trainer(
+                recipe,
+                splits,
+                store,
+                plan,
+                out,
+                seed=self.seed,
+                ledger=self.ledger,
+                steps=steps,
+                metrics=metrics,
+                progress=bar,
             )
-            order = torch.Generator().manual_seed(stream_seed(self.seed, 2))
-            step = 0 if checkpoint is None else int(checkpoint["loader"]["step"])
-            resuming = checkpoint is not None
-            metrics_path = self.out / METRICS
-            with (
-                StepWriter.resume(self.out, step) if resuming else StepWriter(self.out) as steps,
-                MetricsWriter.resume(metrics_path, step)
-                if resuming
-                else MetricsWriter(metrics_path) as metrics,
-            ):
-                batches = SelectingLoader(
-                    candidate_loader(recipe, splits, plan, generator=order),
-                    model,
-                    recipe.make_rule(),
-                    keep=recipe.n_b,
-                    store=store if recipe.reads_by_row else None,
-                    task=recipe.task,
-                    scoring=recipe.scoring,
-                    seed=self.seed,
-                    ledger=self.ledger,
-                    record=steps,
-                    total_steps=recipe.steps,
-                    **loader_options(recipe, splits, self.seed, self.out, optimizer, **cost),
-                )
-                tally = Tally(splits.train.num_classes)
-                floor = plan.noise_floor if plan and recipe.loss == "noise-floor" else None
-                parts = _Parts(model, optimizer, batches, tally, floor)
-                if checkpoint is not None:
-                    self.curve = parts.load(checkpoint)
-                with stop.later():
-                    self._loop(bar, stop, parts, splits, metrics, steps)
-                marks = _marks(steps, metrics)
-        return self._finish(parts, marks)
-
-    def _loop(
-        self,
-        bar: Progress,
-        stop: Stopping,
-        parts: _Parts,
-        splits: Splits,
-        metrics: MetricsWriter,
-        steps: StepWriter,
-    ) -> None:
-        recipe, ledger = self.recipe, self.ledger
-        model, optimizer, batches = parts.model, parts.optimizer, parts.batches
-        task = recipe.task
-        shown = bar.add_task(recipe.name, total=self.steps, completed=batches.step)
-        model.train()
-        while batches.step < self.steps:
-            for chosen in batches:
-                batch = task.unpadded(chosen.batch)
-                y = task.targets(batch)  # [K]
-                for group in optimizer.param_groups:
-                    group["lr"] = recipe.learning_rate * self._decay(batches.step - 1)
-
-                def update(chosen: Chosen = chosen, batch: Any = batch, y: Tensor = y) -> Tensor:
-                    logits = task.forward(model, batch).logits  # [K, C]
-                    loss = per_example_loss(recipe.loss, logits, y, parts.floor)  # [K]
-                    batches.remember(chosen.ids, loss)
-                    optimizer.zero_grad()
-                    weighted_mean(loss, chosen.weights).backward()
-                    return logits.detach()
-
-                logits = self._counted(update, batches, y.numel())
-                optimizer.step()
-                with ledger.phase("evaluate"):
-                    bar.advance(shown)
-                    correct = logits.argmax(1) == y  # judged before the update
-                    parts.tally.add(chosen.ids, y, correct, splits.corrupted[chosen.ids])
-                    if batches.step % recipe.evaluate_every == 0 or batches.step == self.steps:
-                        self._evaluate(parts, splits.test, metrics)
-                    every = self._checkpoint_every
-                    due = stop.asked or (every and batches.step % every == 0)
-                    if due and batches.step < self.steps:
-                        state = parts.state(self.curve) | {"logs": _marks(steps, metrics)}
-                        checkpoints.save(self.out, state, step=batches.step)
-                        stop.raise_if_asked(self.out)
-                if batches.step == self.steps:
-                    break
-
-    def _decay(self, step: int) -> float:
-        if self.recipe.schedule == "constant":
-            return 1.0
-        return schedules.cosine(step, start=0, end=self.recipe.steps)
-
-    def _counted(self, update: Callable[[], Tensor], batches: SelectingLoader, rows: int) -> Tensor:
-        """Run an update; the first one is measured, so that training FLOPs are torch's own."""
-        if batches.train_flops_per_example is not None:
-            return update()
-        with FlopCounterMode(display=False) as counter:
-            logits = update()
-        batches.train_flops_per_example = counter.get_total_flops() / rows
-        self.ledger.counts.flops_train = counter.get_total_flops()
-        return logits
-
-    def _evaluate(self, parts: _Parts, test: TensorSet | TokenSet, metrics: MetricsWriter) -> None:
-        now = evaluate(parts.model, test, self.recipe.task)
-        step, charged = parts.batches.step, self.ledger.charged
-        self.curve.append([step, charged, now.accuracy])
-        cost = self.ledger.summary()
-        metrics.write(
-            {
-                "step": step,
-                "seconds": charged,
-                "accuracy": now.accuracy,
-                "loss": now.loss,
-                "accuracy_by_class": now.by_class,
-                "worst_class_accuracy": min(now.by_class),
-                "examples_scored": cost["examples_scored"],
-                "examples_trained": cost["examples_trained"],
-                "forwards_scored": cost["forwards_scored"],
-                "flops": {k: v for k, v in cost.items() if k.startswith("flops")},
-                "seconds_by_phase": cost["seconds"],
-                "peak_memory_bytes": cost["peak_memory_bytes"],
-                "selected": parts.tally.take(),
-            }
-        )
-
-    @property
-    def _last(self) -> int:
-        """Evaluations that final figures are means of: one where the rate has decayed to zero."""
-        return 1 if self.recipe.schedule == "cosine" else _FINAL_EVALUATIONS
-
-    def _worst_class(self) -> float:
-        """Mean over the last evaluations of the accuracy of the class that is worst in each."""
-        lines = read_metrics(self.out / METRICS)[-self._last :]
-        return sum(line["worst_class_accuracy"] for line in lines) / len(lines)
-
-    def _finish(self, parts: _Parts, marks: dict[str, Mark]) -> dict[str, Any]:
-        checkpoints.save_weights(self.out / WEIGHTS, parts.model.state_dict())
-        kept = (name for name in (WEIGHTS, STORE, PLAN, MODEL) if (self.out / name).exists())
-        overall = parts.tally.overall()
-        cost = self.ledger.summary()
-        summary = {
-            "target_accuracy": self.target,
-            "steps_to_target": None,
-            "seconds_to_target": None,
-            "final_accuracy": final_accuracy(self.curve, evaluations=self._last),
-            "worst_class_accuracy": self._worst_class(),
-            "seconds": cost["seconds"],
-            "examples_scored": cost["examples_scored"],
-            "examples_trained": cost["examples_trained"],
-            "corrupted_share": overall["corrupted_share"],
-            "already_correct_share": overall["already_correct_share"],
-            "curve": self.curve,
-            "selected": overall,
-            "ledger": {k: v for k, v in cost.items() if k != "seconds"},
-            "files": marks | {name: mark_of(self.out / name) for name in kept},
-        }
-        if self.target is not None:
-            summary = with_target(summary, self.target)
-        if parts.batches.gate is not None:
-            summary["gate"] = parts.batches.gate.report()
-        write_json(self.out / "summary.json", summary, sealed=True)
-        checkpoints.remove(self.out)
+            if checkpoint is not None:
+                trainer.load(checkpoint)
+            with stop.later():
+                self._update(trainer, bar, stop, lambda: marks_of(steps, metrics))
+            marks = marks_of(steps, metrics)
+        summary = trainer.finish(marks, target=self.target)
+        write_json(out / "summary.json", summary, sealed=True)
+        checkpoints.remove(out)
         return summary
 
-
-@dataclass(slots=True)
-class _Parts:
-    """What a run is made of; a checkpoint holds all but the noise floor, which the plan tells."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    batches: SelectingLoader
-    tally: Tally
-    floor: Tensor | None
-
-    def state(self, curve: list[list[float]]) -> dict[str, Any]:
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "loader": self.batches.state_dict(),
-            "tally": self.tally.state_dict(),
-            "torch_stream": torch.get_rng_state(),
-            "curve": curve,
-        }
-
-    def load(self, checkpoint: dict[str, Any]) -> list[list[float]]:
-        """Take over a checkpoint; returns the curve so far."""
-        self.model.load_state_dict(checkpoint["model"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.batches.load_state_dict(checkpoint["loader"])
-        self.tally.load_state_dict(checkpoint["tally"])
-        torch.set_rng_state(checkpoint["torch_stream"])
-        return checkpoint["curve"]
+    def _update(
+        self, trainer: Trainer, bar: Progress, stop: Stopping, marks: Callable[[], dict[str, Mark]]
+    ) -> None:
+        """Makes all updates; evaluates and writes checkpoints between them."""
+        shown = bar.add_task(self.recipe.name, total=self.steps, completed=trainer.step)
+        for _ in trainer.updates(self.steps):
+            with self.ledger.phase("evaluate"):
+                bar.advance(shown)
+                step, every = trainer.step, self._checkpoint_every
+                if step % self.recipe.evaluate_every == 0 or step == self.steps:
+                    trainer.evaluate()
+                due = stop.asked or (every and step % every == 0)
+                if due and step < self.steps:
+                    state = trainer.state() | {"logs": marks()}
+                    checkpoints.save(self.out, state, step=step)
+                    stop.raise_if_asked(self.out)
 
 
-def _marks(steps: StepWriter, metrics: MetricsWriter) -> dict[str, Mark]:
-    """All that was logged so far, by file name; it is in the files then."""
-    steps.flush()
-    return steps.marks() | {METRICS: metrics.mark()}
+def write_config(
+    out: Path,
+    recipe: Recipe,
+    *,
+    seed: int,
+    steps: int,
+    target: float | None,
+    checkpoint_every: int,
+) -> None:
+    """Write what a run was begun with, and by which versions and commit."""
+    config = {
+        "recipe": recipe.name,
+        "settings": asdict(recipe),
+        "seed": seed,
+        "steps": steps,
+        "target_accuracy": target,
+        "checkpoint_every": checkpoint_every,
+        "versions": versions(),
+        "commit": current_commit(),
+    }
+    write_json(out / CONFIG, config, sealed=True)
 
 
 def newest_sound(out: Path) -> dict[str, Any] | None:
@@ -417,19 +243,6 @@ def require_settings(out: Path, recipe: Recipe, seed: int) -> dict[str, Any]:
             f"({', '.join(changed)}). Name another folder, or remove this one yourself."
         )
     return config
-
-
-def final_accuracy(curve: list[list[float]], *, evaluations: int = _FINAL_EVALUATIONS) -> float:
-    """Mean of the last ``evaluations`` (of fewer, where there are fewer)."""
-    last = [accuracy for _, _, accuracy in curve[-evaluations:]]
-    return sum(last) / len(last)
-
-
-def with_target(summary: dict[str, Any], target: float) -> dict[str, Any]:
-    """``summary`` with the steps and the charged seconds at which its curve reached ``target``."""
-    steps, seconds = summarise(summary["curve"], target)
-    reached = {"steps_to_target": steps, "seconds_to_target": seconds}
-    return summary | {"target_accuracy": target} | reached
 
 
 def target_of(baseline: Path) -> float:
