@@ -64,13 +64,14 @@ ALLOWED = {
     "lab.run": (
         f"{_RUNS} lab.locks lab.logs lab.info_records lab.stopping lab.provenance lab.training"
     ),
+    "lab.race": f"{_RUNS} lab.info_records lab.provenance lab.evaluation lab.training lab.run",
     "lab.checking": f"{_RUNS} lab.logs lab.info_records lab.training",
     "lab.sweep": _SWEEPS,
     "lab.recipes": _SWEEPS,
     "lab.bench": _SWEEPS,
     "lab.method_pages": "types selectors scoring",
     "lab.report": "lab.records lab.info_records",
-    "lab.demo": f"{_SWEEPS} lab.recipes lab.report",
+    "lab.demo": f"{_SWEEPS} lab.recipes lab.race lab.report",
     "lab.cli": "*",
     "__main__": "lab.cli",
 }

@@ -74,7 +74,7 @@ def test_installed_alone_and_then_with_the_laboratory(
     demo = ("demo", "--out", "demo", "--max-steps", 6)
     said = _run(python.parent / "reducible", *demo, folder=tmp_path)
     assert said.returncode == 0, said.stderr
-    assert (tmp_path / "demo" / "curves.png").stat().st_size > 10_000
+    assert (tmp_path / "demo" / "in-seconds" / "curves.png").stat().st_size > 10_000
 
 
 _LIBRARY_ALONE = """

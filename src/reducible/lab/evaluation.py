@@ -7,7 +7,7 @@ from typing import Any, final
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from reducible.lab.data import TensorSet, TokenSet
 from reducible.scoring import without_graph
@@ -56,6 +56,21 @@ def evaluate(
     count = torch.bincount(data.targets, minlength=data.num_classes)
     by_class = (correct / count.clamp(min=1))[count > 0].tolist()
     return Evaluation(int(correct.sum()) / len(data), loss / len(data), by_class)
+
+
+@without_graph()
+def correctness(
+    model: nn.Module, data: TensorSet | TokenSet, task: Classification | SequenceClassification
+) -> Tensor:
+    """[N] bool: whether each example is predicted right in eval mode; in the same order always."""
+    was_training = model.training
+    model.eval()
+    right = [
+        task.forward(model, batch).logits.argmax(1) == task.targets(batch)
+        for _, batch in evaluation_batches(data)
+    ]
+    model.train(was_training)
+    return torch.cat(right).cpu()
 
 
 def evaluation_batches(data: TensorSet | TokenSet) -> Any:

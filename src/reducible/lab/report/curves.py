@@ -55,13 +55,16 @@ class _Line:
         return self.method.get(("steps_to_target", "seconds_to_target")[axis])
 
 
-def plot_curves(summary: Mapping[str, Any], path: str | Path) -> None:
+def plot_curves(
+    summary: Mapping[str, Any], path: str | Path, *, headline: str | None = None
+) -> None:
     """Draw a demo's ``summary.json`` to ``path``, as PNG.
 
     Left and middle: accuracy against steps, and against seconds with everything charged. Bold is
     the mean of three consecutive evaluations, which decides when the target counts as reached; the
     evaluations themselves are behind it. Right: what the chosen points were. The baseline is the
-    method ``uniform``, or the first one; the method that needs fewest steps is compared with it.
+    method ``uniform``, or the first one; the method that needs fewest steps is compared with it,
+    and the headline says so, unless another is given.
     """
     lines = _lines(summary["methods"])
     figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, facecolor="white")
@@ -73,7 +76,9 @@ def plot_curves(summary: Mapping[str, Any], path: str | Path) -> None:
     height = TOP - BOTTOM
     target = summary.get("target_accuracy")
 
-    figure.text(left - 0.02, 0.94, _headline(lines, target), size=19, weight="bold", color=INK)
+    figure.text(
+        left - 0.02, 0.94, headline or _headline(lines, target), size=19, weight="bold", color=INK
+    )
     figure.text(left - 0.02, 0.892, heading(summary), size=11.5, color=MUTED)
     for axis in (0, 1):
         ax = figure.add_axes((starts[axis], BOTTOM, panel, height))

@@ -94,6 +94,30 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
+def race_table(summary: Mapping[str, Any]) -> Table:
+    """The summary of a race for the terminal: one column per method, the same seconds for each."""
+    table = Table(title=Text(heading(summary)), title_justify="left", box=None, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for name in summary["methods"]:
+        table.add_column(Text(name), justify="right", no_wrap=True)
+    first = next(iter(summary["methods"]))
+    rows: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "final accuracy": lambda method: percent(method["final_accuracy"]),
+        f"points over {first}": lambda method: f"{100 * method['over_first']['mean']:+.1f}",
+        "95 % interval": _interval,
+        "updates": lambda method: count(method["updates"]),
+        **{f"seconds: {name.replace('_', ' ')}": _phase(name) for name in PHASES[:5]},
+    }
+    for measure, show in rows.items():
+        table.add_row(measure, *(show(method) for method in summary["methods"].values()))
+    return table
+
+
+def _interval(method: Mapping[str, Any]) -> str:
+    low, high = (100 * method["over_first"][end] for end in ("low", "high"))
+    return f"{low:+.1f} to {high:+.1f}"
+
+
 def summary_markdown(summary: Mapping[str, Any]) -> str:
     """A demo's ``summary.json`` as a Markdown table: one row per method, one column per measure."""
     measures = _measures(summary)
