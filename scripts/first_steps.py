@@ -15,7 +15,6 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ def kinds(recipes: Mapping[str, Any]) -> Iterator[Any]:
     """One recipe of each kind."""
     seen: set[str] = set()
     for recipe in recipes.values():
-        settings = {k: v for k, v in asdict(recipe).items() if k not in LENGTH}
+        settings = {k: v for k, v in recipe.settings().items() if k not in LENGTH}
         kind = json.dumps(settings, sort_keys=True, default=str)
         if kind not in seen:
             seen.add(kind)

@@ -74,7 +74,7 @@ def kinds(network: str, wanted: tuple[str, ...]) -> tuple[str, ...]:
 def validated(network: str, recipe: Recipe, name: str, **changes: Any) -> Recipe:
     """The recipe under another name, evaluated once, at its end, on validation data."""
     rows = VALIDATION.get(network, 2_500)
-    made = replace(recipe, name=name, validation_examples=rows, **changes)
+    made = recipe.changed(name=name, validation_examples=rows, **changes)
     return replace(made, evaluate_every=made.steps)
 
 

@@ -124,8 +124,6 @@ def test_a_demo_that_was_stopped_is_not_written_over(tmp_path: Path) -> None:
 
 
 def test_both_recipes_differ_in_the_rule_alone() -> None:
-    from dataclasses import asdict
-
-    uniform, rho = (asdict(recipe(f"demo/{n}")) for n in ("uniform", "rho"))
+    uniform, rho = (recipe(f"demo/{n}").settings() for n in ("uniform", "rho"))
     differ = {key for key in uniform if uniform[key] != rho[key]}
     assert differ == {"name", "selector", "irreducible_smoothing"}

@@ -11,7 +11,7 @@ from reducible.lab.recipe import Recipe
 
 
 def _recipe(selector: str = "rho", **settings: Any) -> Recipe:
-    return Recipe(name="r", selector=selector, **settings)
+    return Recipe.from_settings({"name": "r", "selector": selector} | settings)
 
 
 @pytest.mark.parametrize(
@@ -217,8 +217,12 @@ def test_settings_from_text() -> None:
     )  # fmt: skip
     assert (changed.steps, changed.learning_rate, changed.model) == (7, 1.0, "mlp-64")
     assert isinstance(changed.learning_rate, float)
-    assert (changed.plan, changed.scorer, changed.updates_per_scoring) == ("filter", "mlp-64", 2)
-    assert (changed.channels_last, changed.distil) == (True, True)
+    assert (changed.plan, changed.scorer) == ("filter", "mlp-64")
+    assert changed.distil is True
+    assert changed.scoring == rd.Scoring(updates_per_scoring=2, channels_last=True)
+    shrunk = _recipe(model="resnet-18-16").with_settings({"resolution": "14"})
+    assert shrunk.scoring.resolution == 14
+    assert shrunk.with_settings({"resolution": "10"}).scoring.resolution == 10
     assert changed.with_settings({"distil": "false"}).distil is False
 
 
@@ -233,7 +237,8 @@ def test_settings_from_text() -> None:
         ({"learning_rate": "true"}, "learning_rate='true' is no float; it is 0.001 by default"),
         ({"channels_last": "1"}, "channels_last='1' is no bool; it is False by default"),
         ({"channels_last": "yes"}, "channels_last='yes' is no bool"),
-        ({"hyperparameters": "[1]"}, r"hyperparameters='\[1\]' is no Mapping"),
+        ({"hyperparameters": "[1]"}, r"hyperparameters='\[1\]' is no dict"),
+        ({"resolution": "wide"}, "resolution='wide' is no whole number or null; it is None by"),
         ({"noise": "3"}, "noise must be one of"),
     ],
 )

@@ -173,7 +173,7 @@ def test_the_online_study_has_every_variant_on_every_kind_of_data() -> None:
         assert recipe.label_noise == recipe.holdout_noise == DATA[data]["label_noise"]
         assert (recipe.plan == "filter") is name.startswith("plan")
         strong = name.startswith("strong") or name == "uniform"
-        way = (recipe.n_candidates, recipe.updates_per_scoring, recipe.precision)
+        way = (recipe.n_candidates, recipe.scoring.updates_per_scoring, recipe.scoring.precision)
         expected = (32, 1, "float32") if name == "plan" else (192, 4, "bfloat16")
         assert way == ((320, 1, "float32") if strong else expected)
         assert RECIPES[recipe.name] is recipe
@@ -217,11 +217,12 @@ def test_ways_of_scoring_make_as_many_updates_on_the_same_data() -> None:
         assert (exact.selector, exact.n_b, exact.n_candidates) == ("rho", 32, 320)
         assert (exact.label_noise, exact.holdout_noise, exact.holdout_examples) == (0.1, 0.0, 7500)
         assert (exact.schedule, exact.learning_rate) == ("cosine", 2e-3)
-        assert {name: getattr(exact, name) for name in known} == known
+        assert {name: exact.settings()[name] for name in known} == known
         assert exact.scoring == rd.Scoring()
         for way in ways_of(study):
             mine = made[f"scoring/{study}/{way}"]
-            differ = {f for f in mine.__dataclass_fields__ if getattr(mine, f) != getattr(exact, f)}
+            now, then = mine.settings(), exact.settings()
+            differ = {name for name in now if now[name] != then[name]}
             allowed = {"max_age"} if way in PASSES else set[str]()
             assert differ - {"name"} == set(WAYS[way]) | allowed
             assert RECIPES[mine.name] == mine
@@ -229,9 +230,12 @@ def test_ways_of_scoring_make_as_many_updates_on_the_same_data() -> None:
 
 def test_losses_are_remembered_for_as_many_passes_as_is_said() -> None:
     made = {recipe.name: recipe for recipe in SCORING}
-    ages = {way: [made[f"scoring/{s}/{way}"].max_age for s in ("cnn", "resnet")] for way in PASSES}
+    ages = {
+        way: [made[f"scoring/{s}/{way}"].scoring.max_age for s in ("cnn", "resnet")]
+        for way in PASSES
+    }
     assert ages == {"remembered": [93, 93], "remembered-bfloat16": [527, 527]}  # a pass is 62
-    assert made["scoring/resnet-longer/remembered-bfloat16"].max_age == 127  # a pass is 15
+    assert made["scoring/resnet-longer/remembered-bfloat16"].scoring.max_age == 127  # a pass is 15
     assert set(ways_of("cnn")) == set(WAYS) - {"small", "co-trained-lenet"}
     assert ways_of("resnet") == tuple(WAYS)
     assert ways_of("resnet-longer") == ("uniform", "exact", "remembered-bfloat16")

@@ -88,7 +88,7 @@ def test_the_folder_holds_what_it_should(name: str, finished: Any) -> None:
     assert read_json(out / "summary.json") == summary
     config = read_json(out / "config.json")
     assert (config["recipe"], config["seed"], config["steps"]) == (name, 1, STEPS)
-    assert Recipe(**config["settings"]) == _recipe(name)
+    assert Recipe.from_settings(config["settings"]) == _recipe(name)
 
 
 @pytest.mark.parametrize("name", DEMO)

@@ -52,7 +52,7 @@ def _recipe(selector: str = "rho", **settings: Any) -> Recipe:
         "n_b": N_B, "n_candidates": 40, "irreducible_epochs": 2, "model": "mlp-64",
         "irreducible_model": "mlp-64",
     }  # fmt: skip
-    return Recipe(name="tiny", selector=selector, **(tiny | settings))
+    return Recipe.from_settings({"name": "tiny", "selector": selector} | tiny | settings)
 
 
 def _run(recipe: Recipe, out: Path, **options: Any) -> dict[str, Any]:

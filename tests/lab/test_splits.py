@@ -30,7 +30,9 @@ def read_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def _splits(seed: int = 1, **settings: Any) -> Any:
     """Splits whose parts are TensorSets."""
     small: dict[str, Any] = {"train_examples": 1000, "holdout_examples": 400, "n_candidates": 100}
-    return make_splits(Recipe(name="r", selector="uniform", **(small | settings)), seed)
+    return make_splits(
+        Recipe.from_settings({"name": "r", "selector": "uniform"} | small | settings), seed
+    )
 
 
 def _truth(part: TensorSet) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, replace
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ def test_the_results_file_holds_what_tables_are_made_of(swept: Any) -> None:
     for recipe, path in zip((TINY, RHO), paths, strict=True):
         held = read_json(path)
         assert set(held) == {"recipe", "command", "versions", "machine", "seeds"}
-        assert Recipe(**held["recipe"]) == recipe
+        assert Recipe.from_settings(held["recipe"]) == recipe
         assert held["command"] == f"reducible sweep {recipe.name} --seeds 3-4"
         assert held["versions"]["torch"] == torch.__version__
         assert held["machine"]["cores"] == os.cpu_count()
@@ -182,7 +182,7 @@ def test_collecting_takes_only_what_is_finished(swept: Any, tmp_path: Path) -> N
     path = collect(TINY, [4, 9, 3], work=work, results=tmp_path, commit="abc")
     assert path == tmp_path / "tiny/uniform/abc.json"
     assert [run["seed"] for run in read_json(path)["seeds"]] == [3, 4]
-    assert json.loads(path.read_text())["recipe"] == json.loads(json.dumps(asdict(TINY)))
+    assert json.loads(path.read_text())["recipe"] == json.loads(json.dumps(TINY.settings()))
 
 
 def test_a_sweep_of_nothing(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def _recipe(selector: str = "uniform", **settings: Any) -> Recipe:
         "evaluate_every": 3, "n_b": N_B, "n_candidates": 40, "irreducible_epochs": 2,
         "plan_multiple": 0.8,
     }  # fmt: skip
-    return Recipe(name="tiny", selector=selector, **(tiny | settings))
+    return Recipe.from_settings({"name": "tiny", "selector": selector} | tiny | settings)
 
 
 def _run(recipe: Recipe, out: Path, **options: Any) -> dict[str, Any]:

@@ -243,12 +243,10 @@ def selectors(as_json: JsonOption = False) -> None:
 @app.command()
 def recipes(as_json: JsonOption = False) -> None:
     """The named runs."""
-    from dataclasses import asdict
-
     from reducible.lab.recipes import RECIPES
 
     if as_json:
-        typer.echo(json.dumps([asdict(r) for r in RECIPES.values()], indent=2))
+        typer.echo(json.dumps([r.settings() for r in RECIPES.values()], indent=2))
         return
     rows = [
         {

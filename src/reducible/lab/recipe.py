@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, NamedTuple, Self, final
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, NamedTuple, final
 
 from torch import nn
 
@@ -87,19 +87,13 @@ class Recipe(_Kept):
         plan_exponent: of the sampling weights.
         scorer: the same, for a co-trained scorer; none where empty.
         distil: the scorer learns what the model predicts, in place of the labels.
-        precision: of scoring.
-        channels_last: see Scoring.
-        resolution: of the images that are scored, see Scoring; 0: as they are.
-        updates_per_scoring: see Scoring.
+        scoring: how candidates are scored.
         select_until: share of the steps at which the rule chooses; after them, chance does.
         select_anneal: share of the steps, before those, over which the rule's share of the rows
             shrinks to nothing.
         random_share: share of the rows that is left to chance throughout; see Scheduled.
-        max_age: of losses that are remembered in place of scoring, in updates, see Scoring.
-        rescore: share of the remembered ones that is scored all the same.
         gate: whether a gate decides if selection goes on; it watches progress on the holdout.
         evaluate_every: updates between evaluations on the test set.
-        batchnorm: statistics used for scoring, see Scoring.
         irreducible_model: row of MODELS, or of TEXT_MODELS for sentences.
         irreducible_epochs: passes over the holdout.
         irreducible_batch: rows per update of the irreducible-loss model.
@@ -136,18 +130,12 @@ class Recipe(_Kept):
     plan_exponent: float = 0.25
     scorer: str = ""
     distil: bool = False
-    precision: Literal["float32", "bfloat16"] = "float32"
-    channels_last: bool = False
-    resolution: int = 0
-    updates_per_scoring: int = 1
+    scoring: Scoring = field(default_factory=Scoring)
     select_until: float = 1.0
     select_anneal: float = 0.0
     random_share: float = 0.0
-    max_age: int = 0
-    rescore: float = 0.0
     gate: Literal["off", "auto"] = "off"
     evaluate_every: int = 50
-    batchnorm: Literal["candidates", "running", "reference"] = "candidates"
     irreducible_model: str = "mlp-128"
     irreducible_epochs: int = 6
     irreducible_batch: int = 64
@@ -257,24 +245,23 @@ class Recipe(_Kept):
 
     def _check_scoring(self) -> None:
         """Raise ConfigurationError where candidates cannot be scored so; here, not mid-run."""
-        require_between("resolution", self.resolution, 0, whole=True)
-        _ = self.scoring
         if self.distil and not self.scorer:
             raise ConfigurationError(
                 "distil=True, but there is no scorer to learn what the model predicts. Take "
                 "scorer='mlp-64'."
             )
         scored_by = self.scorer or self.model
-        if self.resolution and scored_by not in RESNETS:
+        resolution, max_age = self.scoring.resolution, self.scoring.max_age
+        if resolution is not None and scored_by not in RESNETS:
             raise ConfigurationError(
-                f"resolution={self.resolution}, but {scored_by} takes images of one size alone. "
-                f"Score with one of {', '.join(sorted(RESNETS))}, or leave resolution=0."
+                f"resolution={resolution}, but {scored_by} takes images of one size alone. "
+                f"Score with one of {', '.join(sorted(RESNETS))}, or leave resolution out."
             )
         self._check_evidence(scored_by)
         beyond = self.facts.needs & (RUNS_THE_MODEL - {"loss"})
-        if self.max_age and beyond:
+        if max_age and beyond:
             raise ConfigurationError(
-                f"max_age={self.max_age} remembers losses, but {self.selector} needs "
+                f"max_age={max_age} remembers losses, but {self.selector} needs "
                 f"{', '.join(sorted(beyond))}, for which every candidate must be scored. Leave "
                 "max_age=0."
             )
@@ -317,19 +304,6 @@ class Recipe(_Kept):
     def task(self) -> Classification | SequenceClassification:
         """What a batch of the data means."""
         return SequenceClassification() if self.of_texts else Classification()
-
-    @property
-    def scoring(self) -> Scoring:
-        """How candidates are scored."""
-        return Scoring(
-            batchnorm=self.batchnorm,
-            precision=self.precision,
-            channels_last=self.channels_last,
-            resolution=self.resolution or None,
-            updates_per_scoring=self.updates_per_scoring,
-            max_age=self.max_age,
-            rescore=self.rescore,
-        )
 
     def make_rule(self) -> Selector:
         """Builds a new selector, scheduled if the recipe says so; it remembers nothing yet."""
@@ -377,8 +351,19 @@ class Recipe(_Kept):
         grouped = bool(needs & {"group_irreducible_loss", "group_holdout_loss"})
         return grouped or (self.reads_irreducible_loss and self.irreducible_from == "holdout")
 
+    def settings(self) -> dict[str, Any]:
+        """All settings by name, as they are recorded; those of the scoring among them."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "scoring"}
+        return own | asdict(self.scoring) | {"hyperparameters": dict(self.hyperparameters)}
+
+    def changed(self, **settings: Any) -> Recipe:
+        """This recipe with other settings, those of the scoring among them."""
+        own = {name: value for name, value in settings.items() if name not in _OF_SCORING}
+        scoring = {name: value for name, value in settings.items() if name in _OF_SCORING}
+        return replace(self, scoring=replace(self.scoring, **scoring), **own)
+
     @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+    def from_settings(cls, settings: Mapping[str, Any]) -> Recipe:
         """The recipe of recorded settings: of a run's config.json, or of a results file.
 
         Settings that were called otherwise when they were recorded are read under their old names.
@@ -386,9 +371,10 @@ class Recipe(_Kept):
         Raises:
             ConfigurationError: a setting that no recipe has, or settings that cannot work.
         """
-        known = {f.name for f in fields(cls)}
         here = {_FORMERLY.get(name, name): value for name, value in settings.items()}
-        unknown = sorted(set(here) - known)
+        if here.get("resolution") == 0:  # as images of their own size were recorded
+            here["resolution"] = None
+        unknown = sorted(set(here) - _own_settings() - _OF_SCORING)
         missing = sorted({"name", "selector"} - set(here))
         if unknown or missing:
             what = (
@@ -398,35 +384,49 @@ class Recipe(_Kept):
                 f"the recorded settings hold {what}: they were edited, or written by another "
                 "version of reducible. Run them with that one, or run the recipe anew."
             )
-        return cls(**here)
+        own = {name: value for name, value in here.items() if name not in _OF_SCORING}
+        scoring = {name: value for name, value in here.items() if name in _OF_SCORING}
+        return cls(**own, scoring=Scoring(**scoring))
 
     def with_settings(self, settings: Mapping[str, str]) -> Recipe:
-        """This recipe with fields replaced, values as text: ``"500"``, ``"mlp-64"``, ``"true"``.
+        """This recipe with settings replaced, values as text: ``"500"``, ``"mlp-64"``, ``"true"``.
 
         Raises:
-            ConfigurationError: no such field, or a value of another type.
+            ConfigurationError: no such setting, or a value of another type.
         """
-        types = {f.name: f.type for f in fields(self)}
+        now = self.settings()
         changes: dict[str, Any] = {}
         for name, text in settings.items():
-            if name not in types or name == "name":
-                known = ", ".join(n for n in types if n != "name")
+            if name not in now or name == "name":
+                known = ", ".join(n for n in now if n != "name")
                 raise ConfigurationError(f"a recipe has no setting {name!r}. It has: {known}.")
-            old = getattr(self, name)
-            if isinstance(old, str):
-                changes[name] = text
-                continue
-            try:
-                value = json.loads(text)
-            except ValueError:
-                value = text
-            wanted = Mapping if isinstance(old, Mapping) else type(old)
-            boolean = isinstance(value, bool)
-            if wanted is float and isinstance(value, int) and not boolean:
-                value = float(value)
-            if not isinstance(value, wanted) or boolean != (wanted is bool):
-                raise ConfigurationError(
-                    f"{name}={text!r} is no {types[name]}; it is {old!r} by default."
-                )
-            changes[name] = value
-        return replace(self, **changes)
+            changes[name] = _as_type(name, text, now[name])
+        return self.changed(**changes)
+
+
+_OF_SCORING = frozenset(f.name for f in fields(Scoring))
+
+
+def _own_settings() -> set[str]:
+    return {f.name for f in fields(Recipe)} - {"scoring"}
+
+
+def _as_type(name: str, text: str, old: Any) -> Any:
+    """``text`` as a value of the type of ``old``; a number, or null, where ``old`` is None."""
+    if isinstance(old, str):
+        return text
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    boolean = isinstance(value, bool)
+    if old is None:
+        wanted: Any = int | None
+    else:
+        wanted = Mapping if isinstance(old, Mapping) else type(old)
+    if wanted is float and isinstance(value, int) and not boolean:
+        value = float(value)
+    if not isinstance(value, wanted) or boolean != (wanted is bool):
+        kind = "whole number or null" if old is None else type(old).__name__
+        raise ConfigurationError(f"{name}={text!r} is no {kind}; it is {old!r} by default.")
+    return value

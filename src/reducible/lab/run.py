@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, final
 
@@ -195,7 +193,7 @@ def write_config(
     """Write what a run was begun with, and by which versions and commit."""
     config = {
         "recipe": recipe.name,
-        "settings": asdict(recipe),
+        "settings": recipe.settings(),
         "seed": seed,
         "steps": steps,
         "target_accuracy": target,
@@ -234,8 +232,8 @@ def require_settings(out: Path, recipe: Recipe, seed: int) -> dict[str, Any]:
             f"{out} holds no run: there is no {CONFIG}. Name the folder that was given as --out."
         )
     config = read_json(out / CONFIG, sealed=True)
-    then = config["settings"] | {"seed": config["seed"]}
-    now = json.loads(json.dumps(asdict(recipe))) | {"seed": seed}
+    then = Recipe.from_settings(config["settings"]).settings() | {"seed": config["seed"]}
+    now = recipe.settings() | {"seed": seed}
     changed = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
     if changed:
         raise ConfigurationError(

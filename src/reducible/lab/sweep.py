@@ -12,7 +12,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import closing, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -159,7 +159,7 @@ def collect(
     write_json(
         path,
         {
-            "recipe": asdict(recipe),
+            "recipe": recipe.settings(),
             "command": f"reducible sweep {recipe.name} --seeds {_as_ranges(sorted(seeds))}",
             "versions": versions(),
             "machine": {

@@ -175,8 +175,7 @@ def setting(network: str, data: str, holdout: str, rule: str) -> Recipe:
         rule: key of RULES.
     """
     noise = DATA[data]
-    return replace(
-        _BASES[network],
+    return _BASES[network].changed(
         name=f"equal-time/{network}/{data}/{holdout}/{rule}",
         holdout_noise=0.0 if holdout == "clean" else noise["label_noise"],
         **noise,

@@ -161,8 +161,7 @@ def variant(data: str, name: str, known: Mapping[str, Any]) -> Recipe:
         known: its ``measured()["mlp"]``.
     """
     about = VARIANTS[name]
-    made = replace(
-        setting("mlp", data, "noisy", "uniform"),
+    made = setting("mlp", data, "noisy", "uniform").changed(
         name=f"online/{data}/{name}",
         learning_rate=2e-3,
         **about.settings,

@@ -6,7 +6,6 @@ All ways of a study make the same number of updates; what they cost is in docs/s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -62,8 +61,7 @@ def _scored(study: str, way: str) -> Recipe:
     if way in PASSES:
         updates_of_pass = known["train_examples"] // base.n_candidates
         known["max_age"] = int(PASSES[way] * updates_of_pass)
-    return replace(
-        base,
+    return base.changed(
         name=f"scoring/{study}/{way}",
         evaluate_every=known["steps"],  # the end alone counts
         learning_rate=2e-3,
