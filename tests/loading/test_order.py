@@ -330,8 +330,14 @@ def test_an_order_is_drawn_as_far_as_it_was() -> None:
     assert list(order.ends) == [3, 4, 5, 6]
     with pytest.raises(StopIteration):
         next(order)
+    iter(order)
+    order.prime()
+    assert next(order) == [2]
     iter(order)  # another pass, which what is left of this one says nothing of
     assert list(order.ends) == []
+    order.aim(Walk(source), skip=0, draw=as_given, known=(0, 0), vain=0)
+    iter(order)
+    assert [next(order) for _ in range(6)] == [[i] for i in range(6)]
 
 
 class Walk:

@@ -392,3 +392,82 @@ def test_chained_streams_that_tell_no_length_are_taken() -> None:
     with pytest.raises(TypeError):
         len(chained)
     assert not check_data(DataLoader(chained, batch_size=4), None, None)
+
+
+# -- when enough was seen -------------------------------------------------------------------------
+
+
+def _sampled(ids: list[int]) -> LabelInspection:
+    sample = {"ids": ids, "labels": Y[ids].tolist()}
+    return LabelInspection(_made(sample), rd.Classification())
+
+
+def test_labels_are_done_with_the_last_of_the_sample() -> None:
+    part = _sampled([1, 5])
+    part.look(torch.arange(4), (X[:4], Y[:4]))
+    assert not part.done
+    part.look(torch.arange(4, 8), (X[4:8], Y[4:8]))
+    assert part.done
+
+
+def test_a_label_is_compared_once() -> None:
+    part = _sampled([1, 5])
+    for wrong in (0, 1):  # as where a batch is augmented the second time
+        part.look(torch.arange(4), (X[:4], Y[:4] + wrong))
+
+
+def test_five_of_the_labels_that_differ_are_shown() -> None:
+    part = _sampled(list(range(7)))
+    with pytest.raises(rd.StoreError, match="7 of 7 labels") as told:
+        part.look(torch.arange(7), (X[:7], Y[:7] + 1))
+    assert str(told.value).count(" there, ") == 5
+
+
+def test_labels_are_looked_for_in_2000_batches() -> None:
+    part = _sampled([90])
+    ids, batch = torch.arange(2), (X[:2], Y[:2])
+    for _ in range(1999):
+        part.look(ids, batch)
+    assert not part.done
+    with pytest.warns(UserWarning, match="none of the rows"):
+        part.look(ids, batch)
+    assert part.done
+
+
+def _two_workers() -> WorkerInspection:
+    return WorkerInspection(DataLoader(Stream("shared"), num_workers=2))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_short_pass_is_compared_at_its_end(rows: int) -> None:
+    part = _two_workers()
+    part.look(torch.arange(rows))
+    part.look(torch.arange(rows).flip(0))
+    with pytest.raises(rd.DataError, match="two of the loader's 2 workers yield the same rows"):
+        part.end()
+
+
+def test_ids_on_an_accelerator_end_the_comparison_of_workers() -> None:
+    part = _two_workers()
+    part.look(torch.arange(4).to("meta"))
+    assert part.done
+
+
+def test_a_pass_is_compared_from_its_own_beginning() -> None:
+    part = _two_workers()
+    looked = Inspection(workers=part)
+    looked.begin(resuming=False)
+    looked.look(torch.arange(3), None)
+    looked.begin(resuming=False)
+    assert part._given == [[], []]
+    looked.look(torch.arange(5), None)
+    assert part._given == [[0, 1, 2, 3, 4], []]
+    looked.look(torch.arange(5, 8), None)
+    looked.end()
+
+
+def test_after_enough_rows_workers_are_looked_at_no_more() -> None:
+    looked = Inspection(workers=_two_workers())
+    looked.begin(resuming=False)
+    for batch in range(20):
+        looked.look(torch.arange(batch * 256, (batch + 1) * 256), None)

@@ -13,6 +13,7 @@ from torch import nn
 import reducible as rd
 from reducible.files import checkpoints
 from reducible.lab.data import TensorSet
+from reducible.loop import states
 
 N, N_BIG, N_B = 96, 16, 4
 
@@ -178,3 +179,37 @@ def test_a_state_without_a_version_or_that_is_none() -> None:
         _loop().load_state_dict([])
     with pytest.raises(rd.ConfigurationError, match="step in the state must be a whole number"):
         _loop().load_state_dict(_stopped() | {"step": -5})
+
+
+def test_the_version_is_written_down() -> None:
+    """Raise it together with the meaning of a state, and nowhere else."""
+    assert _loop().state_dict()["version"] == 1
+
+
+def test_what_only_the_state_knows_of_is_a_difference_too() -> None:
+    state = _stopped()
+    state["of"] = state["of"] | {"extra": True}
+    with pytest.raises(rd.ConfigurationError, match="extra: True in the state, None here"):
+        _loop().load_state_dict(state)
+
+
+@pytest.mark.parametrize(("most", "told"), [(N, "n=96;ids="), (N - 1, "n=96")])
+def test_of_large_data_the_length_alone_is_told(
+    most: int, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(states, "_AT_MOST", most)
+    found = _loop().state_dict()["of"]["data"]
+    assert found.startswith(told)
+    assert ("ids" in found) == (most == N)
+
+
+def test_of_data_without_ids_the_length_is_told() -> None:
+    rows = [{"ids": torch.arange(8), "x": torch.zeros(8, 5), "y": torch.zeros(8).long()}]
+
+    class Rows(list[Any]):
+        dataset = range(8)
+
+    loop = rd.SelectingLoader(
+        Rows(rows), nn.Linear(5, 3), rd.selector("uniform"), keep=4, ids="ids"
+    )
+    assert loop.state_dict()["of"]["data"] == "n=8"

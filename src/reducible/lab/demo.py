@@ -42,14 +42,17 @@ def run_demo(
     Returns:
         Both summaries, by the names of their sub-folders.
     """
-    with locked(out), stopping(), Progress(disable=not progress) as bar:
+    with locked(out), stopping():
         for folder in (out, out / SECONDS, out / STEPS):
             refuse_used_folder(folder)
-        race = run_race(
-            out / SECONDS, RACE, seed=seed, steps=max_steps, progress=bar, dataset=DATASET
-        )
-        plot_curves(race, out / SECONDS / "curves.png", headline=race["verdict"])
-        return {SECONDS: race, STEPS: _run_paper(out / STEPS, seed, max_steps, bar)}
+        with Progress(disable=not progress) as bar:
+            race = run_race(
+                out / SECONDS, RACE, seed=seed, steps=max_steps, progress=bar, dataset=DATASET
+            )
+            paper = _run_paper(out / STEPS, seed, max_steps, bar)
+    plot_curves(race, out / SECONDS / "curves.png", headline=race["verdict"])
+    plot_curves(paper, out / STEPS / "curves.png")
+    return {SECONDS: race, STEPS: paper}
 
 
 def _run_paper(out: Path, seed: int, max_steps: int | None, bar: Progress) -> dict[str, Any]:
@@ -69,5 +72,4 @@ def _run_paper(out: Path, seed: int, max_steps: int | None, bar: Progress) -> di
         "methods": methods,
     }
     write_json(out / "summary.json", summary, sealed=True)
-    plot_curves(summary, out / "curves.png")
     return summary

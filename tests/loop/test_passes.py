@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 import reducible as rd
 from reducible.loop.seeds import stream_seed
@@ -159,5 +160,64 @@ def test_ids_that_are_no_numbers_in_a_list_of_batches_are_told_of() -> None:
     rows = [{"ids": ["a", "b"], "x": torch.randn(2, 4)}]
     batches = rd.SelectingLoader(rows, nn.Linear(4, 2), rd.selector("uniform"), keep=1, ids="ids")
     assert len(batches) == 1
-    with pytest.raises(rd.DataError, match="ids"):
+    with pytest.raises(rd.DataError, match=r"got strings such as 'a'\. Hash them once"):
         list(batches)
+
+
+# -- a pass after one that ended in another way ---------------------------------------------------
+
+VARYING = [list(range(20)), list(range(20, 30)), list(range(30, 50)), list(range(50, 60))]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_was_drawn_ahead_in_a_broken_pass_is_not_taken_for_the_next(workers: int) -> None:
+    data: Any = rd.WithIds(Counted())
+    loader = DataLoader(data, batch_sampler=VARYING, num_workers=workers)
+    batches = rd.SelectingLoader(loader, nn.Linear(4, 2), rd.selector("uniform"), keep=0.5)
+    next(iter(batches))
+    assert [chosen.ids.numel() for chosen in batches] == [10, 5, 10, 5]
+
+
+def test_a_last_batch_that_was_too_short_says_nothing_of_the_next_pass() -> None:
+    data: Any = rd.WithIds(Counted())
+    loader = DataLoader(data, batch_sampler=[list(range(20)), [20, 21]])
+    batches = rd.SelectingLoader(loader, nn.Linear(4, 2), rd.selector("uniform"), keep=5)
+    for _ in range(3):
+        assert [chosen.ids.numel() for chosen in batches] == [5]
+
+
+def test_the_rest_after_a_stop_is_left_out_too() -> None:
+    def loop() -> Any:
+        return _batches("uniform", data=Subset(Counted(), range(N_B + 2 * K)))
+
+    batches, again = loop(), loop()
+    next(iter(batches))
+    again.load_state_dict(batches.state_dict())
+    assert list(again) == []
+    assert [chosen.ids.numel() for chosen in again] == [K]
+
+
+def test_candidate_batches_of_one_row() -> None:
+    def loop() -> Any:
+        loader = DataLoader(rd.WithIds(Counted()), batch_size=1)
+        return rd.SelectingLoader(loader, nn.Linear(4, 2), rd.selector("train_loss"), keep=1)
+
+    batches, again = loop(), loop()
+    next(iter(batches))
+    again.load_state_dict(batches.state_dict())
+    assert next(iter(again)).ids.tolist() == [1]
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata's own
+@pytest.mark.parametrize(("updates", "kept"), [(1, 1), (2, 2), (3, 2)])
+def test_a_loaders_own_state_is_kept_of_the_batch_before_if_a_batch_has_parts(
+    updates: int, kept: int
+) -> None:
+    loader = StatefulDataLoader(rd.WithIds(Counted()), batch_size=N_B)
+    scoring = rd.Scoring(updates_per_scoring=updates)
+    batches = rd.SelectingLoader(
+        loader, nn.Linear(4, 2), rd.selector("train_loss"), keep=K, scoring=scoring
+    )
+    next(iter(batches))
+    states = batches._passes._reader._states
+    assert (1 if states is None else len(states)) == kept
