@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import reducible as rd
-from reducible.costs.fidelity import Fidelity, Way, fidelity
+from reducible.costs.fidelity import Fidelity, ScoringMethod, fidelity
 from reducible.lab.models import MODELS
 from reducible.lab.provenance import current_commit, versions
 from reducible.lab.recipe import Recipe
@@ -69,7 +69,7 @@ def ways_of(network: str, model: nn.Module, made: Recipe, seed: int, compiled: b
     if resnet:
         ways["14 × 14"] = rd.Scoring(resolution=14)
         ways["14 × 14, bfloat16, channels last"] = replace(half, channels_last=True, resolution=14)
-    ways["half of the candidates"] = Way(share=0.5)
+    ways["half of the candidates"] = ScoringMethod(share=0.5)
     for updates in (2, 4):
         name = f"{updates} updates per scoring, at the last"
         ways[name] = rd.Scoring(updates_per_scoring=updates)

@@ -53,6 +53,10 @@ PARTS = {
             "loop/keep.py",
             "loop/states.py",
             "loop/inspection.py",
+            "loop/evidence.py",
+            "loop/learners.py",
+            "loop/hindsight.py",
+            "loop/chosen.py",
         ),
         (
             *("tests/loop", "tests/loading", "tests/golden"),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import reducible as rd
 import reducible.costs.fidelity as module
-from reducible.costs.fidelity import Fidelity, Way, fidelity, overlap, rank_correlation
+from reducible.costs.fidelity import Fidelity, ScoringMethod, fidelity, overlap, rank_correlation
 from reducible.lab.data import TensorSet
 from reducible.lab.report.scoring import cost_table
 from reducible.lab.report.studies import newest_results
@@ -149,7 +149,8 @@ def test_a_model_as_it_is_beside_another_one() -> None:
 
 def test_a_scoring_alone_is_a_way() -> None:
     model, half = _net(), rd.Scoring(precision="bfloat16")
-    rows = fidelity(model, _batches(), STORE, {"a": half, "b": Way(scoring=half)}, k=K, repeats=1)
+    ways = {"a": half, "b": ScoringMethod(scoring=half)}
+    rows = fidelity(model, _batches(), STORE, ways, k=K, repeats=1)
     assert rows[1].rank_correlations == rows[2].rank_correlations
     needs = frozenset({"loss"})
     pairs = []
@@ -172,7 +173,7 @@ def test_batches_to_pass_and_to_compare_on() -> None:
 def test_fewer_candidates() -> None:
     """Half of them scored: by the same scores, so only rows outside are missed."""
     model = _net()
-    _, row = fidelity(model, _batches(2), STORE, {"half": Way(share=0.5)}, k=K, repeats=1)
+    _, row = fidelity(model, _batches(2), STORE, {"half": ScoringMethod(share=0.5)}, k=K, repeats=1)
     expected = []
     for batch in _batches(2):
         rho = _rho(model, batch)
@@ -295,9 +296,9 @@ def test_costs_by_hand(seconds: Callable[..., None]) -> None:
     ways: dict[str, Any] = {
         "frozen": _net(1),
         "along": rd.CoTrained(scorer, optimizer(scorer.parameters(), lr=0.1)),
-        "half": Way(share=0.5),
+        "half": ScoringMethod(share=0.5),
         "four": rd.Scoring(updates_per_scoring=4),
-        "along, two": Way(
+        "along, two": ScoringMethod(
             scorer=rd.CoTrained(scorer, optimizer(scorer.parameters(), lr=0.1)),
             scoring=rd.Scoring(updates_per_scoring=2),
         ),
@@ -349,9 +350,9 @@ def test_training_is_timed_as_training() -> None:
 @pytest.mark.parametrize(
     ("ways", "options", "message"),
     [
-        ({"x": "mlp-64"}, {}, "'x' is a str: pass a Way, a Scoring, a module or a CoTrained"),
+        ({"x": "mlp-64"}, {}, "'x' is a str: pass a ScoringMethod, a Scoring, a module"),
         ({"exact": rd.Scoring()}, {}, "'exact' is what ways are compared with"),
-        ({"x": Way(share=0.1)}, {}, "'x' picks 4 of 2 rows that it scores: give larger"),
+        ({"x": ScoringMethod(share=0.1)}, {}, "'x' picks 4 of 2 rows that it scores: give larger"),
         ({"x": rd.Scoring(updates_per_scoring=7)}, {}, "'x' picks 28 of 24 rows"),
         ({}, {"k": 25}, "'exact' picks 25 of 24 rows"),
         ({}, {"k": 0}, "k must be a whole number"),
@@ -371,7 +372,7 @@ def test_what_cannot_be_compared(ways: Any, options: Any, message: str) -> None:
 @pytest.mark.parametrize("share", [0.0, 1.1, math.nan])
 def test_shares_that_are_none(share: float) -> None:
     with pytest.raises(rd.ConfigurationError, match=r"share must be a number in \(0.0, 1.0\]"):
-        Way(share=share)
+        ScoringMethod(share=share)
 
 
 def test_batches_that_differ_in_size() -> None:

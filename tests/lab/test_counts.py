@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from reducible.lab.counts import Tally
+from reducible.lab.counts import ChosenCounts
 from reducible.types import ReducibleError
 
 
@@ -17,7 +17,7 @@ def _add(tally, ids, targets, correct, corrupted):
 
 
 def test_tally_by_hand(tmp_path):
-    tally = Tally(num_classes=3)
+    tally = ChosenCounts(num_classes=3)
     _add(tally, [7, 2**53 + 1], [0, 2], [1, 0], [0, 0])
     _add(tally, [7, 4], [0, 0], [1, 1], [1, 0])
     _add(tally, [7], [0], [0], [0])
@@ -43,14 +43,14 @@ def test_tally_by_hand(tmp_path):
 
 
 def test_steps_without_corrupted_points_count():
-    tally = Tally(num_classes=1)
+    tally = ChosenCounts(num_classes=1)
     for step in range(100):
         _add(tally, [step] * 10, [0] * 10, [0] * 10, [step < 28] + [0] * 9)
     assert tally.take()["corrupted_share"] == 28 / 1000  # not 0.1, the mean over steps with any
 
 
 def test_what_nobody_knows_is_none():
-    tally = Tally(num_classes=2)
+    tally = ChosenCounts(num_classes=2)
     assert tally.take()["corrupted_share"] is None
     assert tally.take()["max_repeats"] == 0
     tally.add(torch.tensor([1, 2]), torch.tensor([0, 1]))
@@ -67,7 +67,7 @@ def test_what_nobody_knows_is_none():
 
 @pytest.mark.parametrize("count_every", [1, 3, 1024])
 def test_tally_saved_and_loaded_equals_never_stopped(tmp_path, count_every):
-    whole, first = (Tally(5, count_every=count_every) for _ in range(2))
+    whole, first = (ChosenCounts(5, count_every=count_every) for _ in range(2))
     generator = torch.Generator().manual_seed(0)
     steps = [
         (
@@ -87,7 +87,7 @@ def test_tally_saved_and_loaded_equals_never_stopped(tmp_path, count_every):
         whole.add(*step)
         first.add(*step)
     torch.save(first.state_dict(), tmp_path / "tally.pt")
-    second = Tally(5, count_every=count_every)
+    second = ChosenCounts(5, count_every=count_every)
     second.add(*steps[0])  # forgotten by loading
     second.load_state_dict(torch.load(tmp_path / "tally.pt", weights_only=True))
     for step in steps[7:]:
@@ -101,13 +101,13 @@ def test_tally_saved_and_loaded_equals_never_stopped(tmp_path, count_every):
 
 
 def test_tally_errors():
-    tally = Tally(num_classes=2)
+    tally = ChosenCounts(num_classes=2)
     with pytest.raises(ReducibleError, match=r"corrupted must have one entry .* \[2\], got \[3\]"):
         tally.add(torch.arange(2), torch.zeros(2).long(), None, torch.zeros(3, dtype=torch.bool))
     with pytest.raises(ReducibleError, match=r"correct must be bool, got torch.float32"):
         tally.add(torch.arange(2), torch.zeros(2).long(), torch.zeros(2))
     with pytest.raises(ReducibleError, match="saved tally counted 3 classes, this one 2"):
-        tally.load_state_dict(Tally(3).state_dict())
+        tally.load_state_dict(ChosenCounts(3).state_dict())
     tally.add(torch.arange(2), torch.tensor([0, 2]))
     with pytest.raises(ReducibleError, match="targets run from 0 to 2, the tally has 2 classes"):
         tally.take()

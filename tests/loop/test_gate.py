@@ -361,7 +361,7 @@ def test_a_loop_tells_the_gate_how_held_out_labels_fare() -> None:
     while looping.gate.state == "watching":
         looping.run(1)
         steps += 1
-    gating = looping.batches._gating
+    gating = looping.batches._trials
     assert gating is not None
     assert gating._began is not None
     held = next(iter(_sets(0.4)[1].loader(300, shuffle=False))).batch

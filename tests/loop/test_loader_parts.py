@@ -162,7 +162,7 @@ def test_without_anything_that_learns_nothing_is_finished(monkeypatch: pytest.Mo
     def never() -> None:
         raise AssertionError
 
-    monkeypatch.setattr(loop._measuring, "settle", never)
+    monkeypatch.setattr(loop._learners, "finish", never)
     assert sum(1 for _ in loop) == N // N_B
 
 
@@ -172,19 +172,19 @@ def test_without_anything_that_learns_nothing_is_finished(monkeypatch: pytest.Mo
 def test_the_gate_hears_of_every_batch_before_it_is_trained_on() -> None:
     heard: list[int] = []
     loop = _gated()
-    gating, step = loop._gating, 0
+    trials, step = loop._trials, 0
 
     class Spied:
         """The gating itself, but for what is handed out."""
 
         def __getattr__(self, name: str) -> Any:
-            return getattr(gating, name)
+            return getattr(trials, name)
 
         def handed_out(self) -> None:
             heard.append(loop.step)
-            gating.handed_out()
+            trials.handed_out()
 
-    loop._gating = Spied()
+    loop._trials = Spied()
     for step, _ in enumerate(loop, 1):
         assert heard == list(range(1, step + 1))
     assert step == 3
@@ -206,7 +206,7 @@ def test_everything_that_a_state_holds_is_taken_over() -> None:
     assert again.train_flops_per_example == 12.5
     assert again.ledger.state_dict() == state["ledger"]
     assert again.ledger.counts.updates == 3
-    assert again._gating.state_dict() == state["gating"]
+    assert again._trials.state_dict() == state["gating"]
     assert state["gating"]["mark"] is not None
 
 

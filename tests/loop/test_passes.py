@@ -120,7 +120,7 @@ def test_counts_in_a_state_that_are_none(name: str, value: float) -> None:
 
 def test_a_loss_that_is_reported_belongs_to_the_step_that_was_handed_out() -> None:
     batches = _batches("train_loss", scoring=rd.Scoring(max_age=9))
-    memory = batches._measuring._memory
+    memory = batches._evidence._memory
     for step, chosen in enumerate(batches):
         if step == 0:
             continue
@@ -129,7 +129,7 @@ def test_a_loss_that_is_reported_belongs_to_the_step_that_was_handed_out() -> No
         assert memory.lookup(chosen.ids).tolist() == [1.0] * K
     before = _batches("train_loss", scoring=rd.Scoring(max_age=9))
     before.remember(torch.arange(2), torch.ones(2))  # before any step: as of the first
-    assert before._measuring._memory.age(torch.arange(2), 0).tolist() == [0, 0]
+    assert before._evidence._memory.age(torch.arange(2), 0).tolist() == [0, 0]
 
 
 def test_where_all_rows_are_chosen_each_comes_with_its_own_id() -> None:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import reducible as rd
+from reducible.loop.evidence import Moment
 from reducible.loop.gate import Gate, Trial
 from reducible.loop.seeds import stream_seed
-from reducible.loop.trials import Gating
+from reducible.loop.trials import GateTrials
 from reducible.selectors import Choice
 
 B, K, D, C, SEED = 16, 4, 3, 2, 9
@@ -66,49 +67,55 @@ class LastRows:
         return Choice(rd.Evidence(ids=candidates.ids), selection)
 
 
-class Measuring:
+class Source:
     """Gives the candidates themselves to look at, and remembers what for."""
 
     def __init__(self) -> None:
-        self.asked: list[dict[str, int]] = []
+        self.asked: list[Moment] = []
 
-    def look(self, selector: Any, candidates: rd.Candidates, **when: int) -> Any:
-        self.asked.append(when)
+    def view(self, selector: Any, candidates: rd.Candidates, moment: Moment) -> Any:
+        self.asked.append(moment)
         return lambda: candidates
 
 
+def _moment(step: int) -> Moment:
+    return Moment(epoch=3, step=step, seed=stream_seed(SEED, step))
+
+
 class Bench:
-    """A gating with all that it looks at."""
+    """The trials of a gate with all that they look at."""
 
     def __init__(self, *, held_out: Any = None, rows: int = B, task: Any = None, **gate: Any):
         self.clock = Clock()
         torch.manual_seed(0)
         self.model, self.selector = Model(self.clock), LastRows(self.clock)
-        self.measuring, self.ledger = Measuring(), rd.Ledger(clock=self.clock)
+        self.source, self.ledger = Source(), rd.Ledger(clock=self.clock)
         g = torch.Generator().manual_seed(1)
         x, y = torch.randn(rows, D, generator=g), torch.randint(C, (rows,), generator=g)
         self.candidates = rd.Candidates(torch.arange(rows), (x, y))
         self.held = torch.randn(5, D, generator=g), torch.randint(C, (5,), generator=g)
         self.gate = Gate(**{"budget": 1.0, "trials": 2, "settings": (1.0, 0.5), **gate})
-        self.gating = Gating(
+        self.trials = GateTrials(
             self.gate,
             self.model,
             cast(Any, self.selector),
-            cast(Any, self.measuring),
+            cast(Any, self.source),
             task or rd.Classification(features="linear"),
             [self.held] if held_out is None else held_out,
             self.ledger,
             seed=SEED,
         )
 
-    def let_through(self, step: int) -> rd.Candidates | None:
-        return self.gating.let_through(self.candidates, K, epoch=3, step=step)
+    def let_through(self, step: int, k: int = K) -> rd.Candidates | None:
+        """The candidates that the selector chooses from; None if the update is plain."""
+        candidates, plain = self.trials.decide(self.candidates, k, _moment(step))
+        return candidates if plain is None else None
 
     @contextmanager
     def update(self, seconds: float) -> Iterator[None]:
         """What the loop does around a batch that is handed out."""
         yield
-        self.gating.handed_out()
+        self.trials.handed_out()
         with self.ledger.phase("train"):
             self.clock.now += seconds
 
@@ -129,9 +136,10 @@ def at_random(size: int, k: int, step: int) -> list[int]:
 def test_while_it_watches_the_rows_trained_on_are_loaded_alone() -> None:
     bench = Bench()
     for step in (0, 1, 7):
-        assert bench.gating.draw(step, B, K) == (at_random(B, K, step), True)
-        assert bench.gating.plain_rows(B, K, step).tolist() == at_random(B, K, step)
-        assert bench.let_through(step) is None
+        assert bench.trials.draw(step, B, K) == (at_random(B, K, step), True)
+        _, plain = bench.trials.decide(bench.candidates, K, _moment(step))
+        assert plain is not None
+        assert plain.tolist() == at_random(B, K, step)
     assert bench.model.seen == []
 
 
@@ -139,14 +147,14 @@ def test_for_a_probe_or_a_trial_all_rows_are_loaded() -> None:
     bench = Bench()
     bench.gate.update_took(1.0, plain=True)
     assert bench.gate.due(0, 0) == "probe"
-    assert bench.gating.draw(0, B, K) == (list(range(B)), False)
+    assert bench.trials.draw(0, B, K) == (list(range(B)), False)
 
 
 @pytest.mark.parametrize(("rows", "loaded"), [(B, B), (6, 6), (40, B)])
 def test_while_it_selects_as_many_as_are_chosen_from(rows: int, loaded: int) -> None:
     bench = Bench()
     bench.select(rows)
-    assert bench.gating.draw(0, B, K) == (list(range(loaded)), False)
+    assert bench.trials.draw(0, B, K) == (list(range(loaded)), False)
     through = bench.let_through(0)
     assert through is not None
     assert through.ids.tolist() == list(range(loaded))
@@ -160,11 +168,11 @@ def test_while_it_selects_as_many_as_are_chosen_from(rows: int, loaded: int) -> 
 def test_a_first_probe_scores_a_quarter_of_what_is_chosen(k: int, first: int) -> None:
     bench = Bench()
     bench.gate.update_took(1.0, plain=True)
-    assert bench.gating.let_through(bench.candidates, k, epoch=3, step=2) is None
+    assert bench.let_through(2, k) is None
     assert bench.gate.probe_rows == first
     assert bench.model.seen == [first, first]
     assert bench.selector.calls == [(first, first, stream_seed(SEED ^ 0x6A7E, 2))] * 2
-    assert bench.measuring.asked == [{"epoch": 3, "step": 2, "seed": stream_seed(SEED, 2)}]
+    assert bench.source.asked == [_moment(2)]
 
 
 @pytest.mark.parametrize(("seconds", "per_row"), [(0.5, 1.0), (3.0, 3.0)])
@@ -228,7 +236,7 @@ def expected(bench: Bench, m: int, step: int) -> tuple[float, float]:
 
 def test_a_trial_compares_every_setting_with_random_rows() -> None:
     bench = due_for_a_trial()
-    assert bench.gating.draw(5, B, K) == (list(range(B)), False)
+    assert bench.trials.draw(5, B, K) == (list(range(B)), False)
     assert bench.let_through(5) is None
     whole, half = bench.gate.trials
     for trial, m in ((whole, B), (half, B // 2)):
@@ -238,7 +246,7 @@ def test_a_trial_compares_every_setting_with_random_rows() -> None:
         assert trial.random == pytest.approx(chance, abs=1e-4)
         assert trial.cost == (1000 + 0.5 * m) / 1000  # a plain update, and the choice
     assert [call[:2] for call in bench.selector.calls] == [(B, K), (B // 2, K)]
-    assert bench.measuring.asked == [{"epoch": 3, "step": 5, "seed": stream_seed(SEED, 5)}] * 2
+    assert bench.source.asked == [_moment(5)] * 2
     assert bench.model.seen == [B, 5]  # the candidates and the held-out rows once
     assert bench.ledger.seconds["score"] == B + 5 + 100
     assert bench.gate.report()["seconds_of_trials"] == B + 5 + 100 + 0.5 * (B + B // 2)
@@ -249,10 +257,10 @@ def test_while_it_selects_a_trial_is_of_the_setting_in_use_at_its_measured_cost(
     bench.select(B // 2)
     for seconds in (1100.0, 1300.0, 1800.0):
         with bench.update(seconds):
-            bench.gating._chose = True  # as if no trial were due
-    bench.gating._chose = True
-    bench.gating.handed_out()
-    assert bench.gating.draw(3, B, K) == (list(range(B)), False)
+            bench.trials._chose = True  # as if no trial were due
+    bench.trials._chose = True
+    bench.trials.handed_out()
+    assert bench.trials.draw(3, B, K) == (list(range(B)), False)
     through = bench.let_through(3)
     (trial,) = bench.gate.trials
     assert (trial.candidates, trial.cost) == (B // 2, 1.3)  # the median of the three
@@ -291,9 +299,9 @@ def test_when_it_opens_it_remembers_how_probable_held_out_labels_were(
 
     monkeypatch.setattr(Gate, "tried", tried)
     assert bench.let_through(0) is None
-    assert bench.gating.state_dict()["began"] is None
+    assert bench.trials.state_dict()["began"] is None
     assert bench.let_through(1) is not None  # two trials suffice: it opens, and chooses at once
-    began = bench.gating.state_dict()["began"]
+    began = bench.trials.state_dict()["began"]
     x, y = bench.held
     before = bench.model.linear(x).softmax(1).detach()[torch.arange(5), y]
     torch.testing.assert_close(began, before, atol=1e-4, rtol=0)
@@ -301,7 +309,7 @@ def test_when_it_opens_it_remembers_how_probable_held_out_labels_were(
         bench.model.linear.bias.add_(torch.tensor([1.0, -1.0]))
     after = bench.model.linear(x).softmax(1).detach()[torch.arange(5), y]
     assert bench.let_through(2) is not None
-    assert bench.gating.state_dict()["began"] is began  # of when it opened, still
+    assert bench.trials.state_dict()["began"] is began  # of when it opened, still
     assert changes[:2] == [(0.0, 0.0), (0.0, 0.0)]
     change = after - before
     expected = float(change.mean()), float(change.std()) / 5**0.5
@@ -313,7 +321,7 @@ def test_one_held_out_row_has_no_standard_error(before: list[float], error: floa
     held = (torch.zeros(len(before), D), torch.zeros(len(before), dtype=torch.int64))
     bench = due_for_a_trial(held_out=[held])
     bench.select()
-    bench.gating._began = torch.tensor(before)
+    bench.trials._began = torch.tensor(before)
     bench.gate.events[-1]["step"] = 0
     told: list[Any] = []
     bench.gate.tried = lambda *_, change, **__: told.append(change)  # type: ignore[method-assign]
@@ -339,7 +347,7 @@ def test_of_a_large_held_out_batch_512_rows_serve_and_are_loaded_once() -> None:
     bench.let_through(1)
     assert bench.model.seen == [B, 512, B, 512]
     assert loads == [1]
-    assert torch.equal(bench.gating._held().batch[0][:, 0], torch.arange(512.0))
+    assert torch.equal(bench.trials._held().batch[0][:, 0], torch.arange(512.0))
 
 
 @pytest.mark.parametrize(
@@ -356,10 +364,10 @@ def test_held_out_examples_that_are_none(held_out: Any, error: type, message: st
 
 def test_without_held_out_examples_there_is_no_gate() -> None:
     bench = Bench()
-    made = bench.gating
+    made = bench.trials
     with pytest.raises(rd.ConfigurationError, match=r"pass held_out=.*got NoneType"):
-        Gating(
-            Gate(), made._model, made._selector, made._measuring, made._task, None, made._ledger,
+        GateTrials(
+            Gate(), made._model, made._selector, made._source, made._task, None, made._ledger,
             seed=0,
         )  # fmt: skip
 
@@ -367,7 +375,7 @@ def test_without_held_out_examples_there_is_no_gate() -> None:
 def test_held_out_examples_without_labels_say_nothing() -> None:
     bench = due_for_a_trial(task=SimpleNamespace(targets=lambda batch: None))
     with pytest.raises(rd.DataError, match="no targets, so there is no progress"):
-        bench.gating._held()
+        bench.trials._held()
 
 
 # -- seconds --------------------------------------------------------------------------------------
@@ -395,24 +403,24 @@ def test_an_update_lasts_from_one_handing_out_to_the_next() -> None:
     assert updates == [(5.0, True), (7.0, True)]  # the first batch has none before it
     with bench.ledger.phase("evaluate"):
         bench.clock.now += 100.0  # nobody is trained by it
-    bench.gating.handed_out()
+    bench.trials.handed_out()
     assert updates[2:] == [(11.0, True)]
-    bench.gating.handed_out()
+    bench.trials.handed_out()
     assert updates[3:] == [(0.0, True)]
-    assert bench.gating.state_dict()["selected"] == []
+    assert bench.trials.state_dict()["selected"] == []
 
 
 def test_a_trial_of_less_than_a_second_is_one_too() -> None:
     bench = Bench()
     updates = told(bench)
-    bench.gating.handed_out()
-    bench.gating._trial_seconds = 0.5
-    bench.gating._chose = True
+    bench.trials.handed_out()
+    bench.trials._trial_seconds = 0.5
+    bench.trials._chose = True
     with bench.ledger.phase("score"):
         bench.clock.now += 2.0
-    bench.gating.handed_out()
+    bench.trials.handed_out()
     assert updates == [(1.5, False)]
-    assert bench.gating.state_dict()["selected"] == []
+    assert bench.trials.state_dict()["selected"] == []
 
 
 def test_an_update_with_a_trial_is_told_without_it_and_is_no_example_of_a_plain_one() -> None:
@@ -438,7 +446,7 @@ def test_updates_with_selection_are_kept_apart_the_last_thirty_two_of_them() -> 
         with bench.update(float(step)):
             assert bench.let_through(step) is not None
     assert updates == [(float(step), False) for step in range(40)]
-    assert bench.gating.state_dict()["selected"] == [float(step) for step in range(8, 40)]
+    assert bench.trials.state_dict()["selected"] == [float(step) for step in range(8, 40)]
 
 
 def test_all_that_it_knows_is_saved() -> None:
@@ -447,16 +455,16 @@ def test_all_that_it_knows_is_saved() -> None:
     for step in range(3):
         with bench.update(10.0 * step):
             bench.let_through(step)
-    bench.gating._trial_seconds = 2.5
-    bench.gating._began = torch.tensor([0.5, 0.25])
-    bench.gating._selected = [3.0, 4.0]
-    saved = bench.gating.state_dict()
+    bench.trials._trial_seconds = 2.5
+    bench.trials._began = torch.tensor([0.5, 0.25])
+    bench.trials._selected = [3.0, 4.0]
+    saved = bench.trials.state_dict()
     other = Bench()
-    assert other.gating.state_dict()["trial_seconds"] == 0.0
-    other.gating.load_state_dict(saved)
-    loaded = other.gating.state_dict()
+    assert other.trials.state_dict()["trial_seconds"] == 0.0
+    other.trials.load_state_dict(saved)
+    loaded = other.trials.state_dict()
     assert loaded == saved
-    assert (saved["trial_seconds"], saved["mark"]) == (2.5, bench.gating._mark)
-    assert saved["selected"] is not bench.gating._selected
+    assert (saved["trial_seconds"], saved["mark"]) == (2.5, bench.trials._mark)
+    assert saved["selected"] is not bench.trials._selected
     assert loaded["selected"] is not saved["selected"]
     assert loaded["gate"]["state"] == "selecting"

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import reducible as rd
 from reducible.lab.models import MODELS, mlp
 from reducible.scoring import evidence as module
-from reducible.scoring.evidence import Asked, Meter, group_losses
+from reducible.scoring.evidence import Measurement, Request, group_losses
 from reducible.scoring.forward import without_graph
 from reducible.types import EVIDENCE_FIELDS
 
@@ -389,8 +389,8 @@ def test_a_meter_goes_on_after_a_pass_that_failed(
     mode: Any, global_streams: Callable[[], Any]
 ) -> None:
     model = FailsOnce()
-    meter = Meter(model, rd.Scoring(batchnorm=mode))
-    streams, asked = global_streams(), Asked(_needs("loss"), {})
+    meter = Measurement(model, rd.Scoring(batchnorm=mode))
+    streams, asked = global_streams(), Request(_needs("loss"), {})
     with pytest.raises(RuntimeError, match="no"):
         meter.measure(_candidates(), asked)
     losses: list[Tensor] = []

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import reducible as rd
 from reducible.lab.data import TensorSet
 from reducible.lab.models import MODELS, lenet
-from reducible.scoring.captured import Overheard
+from reducible.scoring.captured import CapturedPredictions
 
 C, K, N_B, N = 10, 6, 12, 48
 TASK = rd.Classification()
@@ -628,7 +628,7 @@ def test_what_the_layers_said_gives_the_features_without_a_pass(name: str | None
         "input_ids": torch.tensor([[3, 4, 5], [6, 7, 0]]),
         "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]]),
     }
-    heard = Overheard(model, task, 2, layers=True)
+    heard = CapturedPredictions(model, task, 2, layers=True)
     with torch.no_grad():
         model(**{k: v.flip(0) for k, v in batch.items()})  # an evaluation is not listened to
     logits = model(**batch).logits
@@ -640,7 +640,7 @@ def test_what_the_layers_said_gives_the_features_without_a_pass(name: str | None
     torch.testing.assert_close(again.logits, logits.detach())
     torch.testing.assert_close(again.features, literal.features.detach())
     assert not again.logits.requires_grad
-    plain = Overheard(model, task, 2)
+    plain = CapturedPredictions(model, task, 2)
     model(**batch)
     assert plain.replay is not None
     with pytest.raises(rd.DataError, match=r"no module|features cannot be found"):

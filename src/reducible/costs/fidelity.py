@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from reducible.batches import device_of, take, to_device
 from reducible.costs.payoff import times_in_turn
 from reducible.ledger import Ledger
-from reducible.loop import Measuring
+from reducible.loop import EvidenceSource, Learners, Moment
 from reducible.scoring import CoTrained, Scoring, measure
 from reducible.selectors import selector
 from reducible.stores import IrreducibleLossStore, LossMemory
@@ -33,7 +33,7 @@ _EXACT = Scoring()
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
+class ScoringMethod:
     """A cheap way of scoring.
 
     Attributes:
@@ -118,7 +118,7 @@ def fidelity(
     model: nn.Module,
     candidates: Iterable[Candidates],
     store: IrreducibleLossStore,
-    ways: Mapping[str, Way | Scoring | CoTrained | nn.Module],
+    ways: Mapping[str, ScoringMethod | Scoring | CoTrained | nn.Module],
     *,
     k: int,
     optimizer: torch.optim.Optimizer | None = None,
@@ -138,7 +138,7 @@ def fidelity(
         model: the model being trained; scored as it is where there is no optimizer.
         candidates: candidate batches, all of one size n_B.
         store: of irreducible losses.
-        ways: name → how; a Scoring, or a scorer, alone stands for a Way with it.
+        ways: name → how; a Scoring, or a scorer, alone stands for a ScoringMethod with it.
         k: n_b, the rows to pick.
         optimizer: over the model's parameters.
         skip: batches to pass before comparing.
@@ -189,15 +189,16 @@ def fidelity(
     return _with_costs(entrants, last, model, optimizer, task, k, repeats)
 
 
-def _as_way(name: str, way: Any) -> Way:
-    if isinstance(way, Way):
+def _as_way(name: str, way: Any) -> ScoringMethod:
+    if isinstance(way, ScoringMethod):
         return way
     if isinstance(way, Scoring):
-        return Way(scoring=way)
+        return ScoringMethod(scoring=way)
     if isinstance(way, CoTrained | nn.Module):
-        return Way(scorer=way)
+        return ScoringMethod(scorer=way)
     raise ConfigurationError(
-        f"{name!r} is a {type(way).__name__}: pass a Way, a Scoring, a module or a CoTrained."
+        f"{name!r} is a {type(way).__name__}: pass a ScoringMethod, a Scoring, a "
+        "module or a CoTrained."
     )
 
 
@@ -227,12 +228,12 @@ class _Scored(NamedTuple):
 
 
 class _Entrant:
-    """One way of scoring, measuring as the loop would have it measure."""
+    """One way of scoring, run as the loop runs it."""
 
     def __init__(
         self,
         name: str,
-        way: Way,
+        way: ScoringMethod,
         model: nn.Module,
         task: Task,
         store: IrreducibleLossStore,
@@ -245,11 +246,20 @@ class _Entrant:
         self._model, self._task, self._store = model, task, store
         self._ledger = Ledger()
         memory = LossMemory(store.ids) if way.scoring.max_age else None
-        self._measuring = Measuring(
-            model, task, way.scoring, self._ledger, scorer=way.scorer, memory=memory
+        scorer = way.scorer
+        learns = scorer if isinstance(scorer, CoTrained) else None
+        self._learners = Learners(model, task, way.scoring, self._ledger, scorer=learns)
+        self._evidence = EvidenceSource(
+            model,
+            task,
+            way.scoring,
+            self._ledger,
+            self._learners,
+            scorer=scorer if isinstance(scorer, nn.Module) else None,
+            memory=memory,
         )
         self._rule = selector("train_loss")
-        self._measuring.check(self._rule)
+        self._evidence.check(self._rule)
         self._waiting: list[_Scored] = []  # scored, and not yet as old as they are to be compared
         self._asked = self._scored = 0  # rows, in the batches compared
 
@@ -278,8 +288,8 @@ class _Entrant:
     def _scores(self, candidates: Candidates, step: int) -> Tensor:
         """[B], of the part that it scores; −inf for the rest."""
         part = self.part(candidates)
-        look = self._measuring.look(self._rule, part, epoch=0, step=step, seed=step)
-        loss = look(_LOSS).require("loss")
+        view = self._evidence.view(self._rule, part, Moment(epoch=0, step=step, seed=step))
+        loss = view(_LOSS).require("loss")
         scores = loss.new_full((candidates.ids.numel(),), -torch.inf)
         scores[: part.ids.numel()] = self._reducible(loss, part)
         return scores
@@ -305,12 +315,12 @@ class _Entrant:
     def learn(self, chosen: Candidates) -> None:
         """Step a scorer that learns along, as the loop does where it hands out a batch."""
         weights = torch.ones(chosen.ids.numel(), device=device_of(self._model))
-        self._measuring.learn(chosen.batch, weights)
+        self._learners.learn(chosen.batch, weights)
 
     def remember(self, ids: Tensor, loss: Tensor, step: int) -> None:
         """Take over what training saw."""
-        self._measuring.remember(ids, loss, step)
-        self._measuring.settle()
+        self._evidence.remember(ids, loss, step)
+        self._learners.finish()
 
     @property
     def share_scored(self) -> float:

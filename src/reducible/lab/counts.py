@@ -13,14 +13,14 @@ from reducible.types import ReducibleError, require_between
 _COUNTS = ("chosen", "corrupted", "corrupted_of", "already_correct", "already_correct_of")
 
 
-class Tally:
+class ChosenCounts:
     """What the chosen points were: corrupted, already correct, of which class, how often the same.
 
     Shares are totals over totals, so a step with no corrupted point counts like any other. Adding
     keeps the step's tensors on their device; they are counted at ``take``, ``overall`` and
     ``state_dict``, or once ``count_every`` steps have come together.
 
-    >>> tally = Tally(num_classes=2)
+    >>> tally = ChosenCounts(num_classes=2)
     >>> no, yes = torch.tensor([False, False]), torch.tensor([True, False])
     >>> tally.add(torch.tensor([3, 5]), torch.tensor([0, 1]), correct=yes, corrupted=no)
     >>> tally.add(torch.tensor([3, 4]), torch.tensor([0, 0]), correct=yes, corrupted=yes)

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from reducible import schedules
 from reducible.files import checkpoints
-from reducible.lab.counts import Tally
+from reducible.lab.counts import ChosenCounts
 from reducible.lab.evaluation import evaluate
 from reducible.lab.info_records import StepWriter
 from reducible.lab.logs import Mark, mark_of
@@ -111,7 +111,7 @@ class Trainer:
                 recipe, splits, seed, out, self._optimizer, ledger=ledger, progress=progress
             ),
         )
-        self._tally = Tally(splits.train.num_classes)
+        self._tally = ChosenCounts(splits.train.num_classes)
         self._floor = plan.noise_floor if plan and recipe.loss == "noise-floor" else None
         self.curve: list[list[float]] = []
         self.decay: Callable[[int], float] = self._scheduled

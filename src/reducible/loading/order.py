@@ -143,7 +143,7 @@ def whole_batches(loader: Any) -> int:
 def is_rest(loader: DataLoader[Any], position: int) -> bool:
     """Whether the batch at ``position``, from 1, is the rest of a pass that is cut evenly.
 
-    Asked of batches with fewer rows than the others. Of rows that stream in nothing is left out
+    Request of batches with fewer rows than the others. Of rows that stream in nothing is left out
     before they are batched, so that one of these is the last. False for the only batch.
     """
     if isinstance(loader.dataset, IterableDataset):

@@ -3,6 +3,7 @@
 - ``loader``: SelectingLoader, weighted_mean
 - ``build``: checks what SelectingLoader is made of
 - ``evidence``: the evidence of each candidate batch, and the state that it needs
+- ``learners``: models that learn along
 - ``passes``: candidate batches, pass by pass; ``epochs``: those that a rule plans; ``keep``: n_b
 - ``chosen``: what is handed out, in parts
 - ``gate``, ``trials``: decides whether selection pays; tries it on the model and the clock
@@ -12,9 +13,19 @@
 """
 
 from reducible.loop.chosen import Chosen
-from reducible.loop.evidence import Measuring
+from reducible.loop.evidence import EvidenceSource, Moment
 from reducible.loop.gate import Gate
+from reducible.loop.learners import Learners
 from reducible.loop.loader import SelectingLoader, weighted_mean
 from reducible.loop.seeds import stream_seed
 
-__all__ = ["Chosen", "Gate", "Measuring", "SelectingLoader", "stream_seed", "weighted_mean"]
+__all__ = [
+    "Chosen",
+    "EvidenceSource",
+    "Gate",
+    "Learners",
+    "Moment",
+    "SelectingLoader",
+    "stream_seed",
+    "weighted_mean",
+]

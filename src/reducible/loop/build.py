@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from reducible.ledger import Ledger
 from reducible.loading.order import batch_size_of, index_batches
 from reducible.loop.epochs import EpochPlanner
-from reducible.loop.evidence import Measuring
+from reducible.loop.evidence import EvidenceSource
 from reducible.loop.gate import Gate
 from reducible.loop.keep import check_keep, rows_to_keep
-from reducible.loop.trials import Gating
+from reducible.loop.trials import GateTrials
 from reducible.scoring import CoTrained, GroupHoldoutLoss, Scoring
 from reducible.selectors import Selector
 from reducible.stores import (
@@ -181,7 +181,7 @@ def epoch_planner(
     return EpochPlanner(selector, loader, n_b=n_b, share=n_b / size, proxy=proxy, task=task)
 
 
-def gating(
+def gate_trials(
     gate: Gate | str | None,
     held_out: Any,
     *,
@@ -189,11 +189,11 @@ def gating(
     selector: Selector,
     shadows: Mapping[str, Selector],
     scoring: Scoring,
-    measuring: Measuring,
+    source: EvidenceSource,
     task: Task,
     ledger: Ledger,
     seed: int,
-) -> Gating | None:
+) -> GateTrials | None:
     """What runs the gate, where there is one."""
     if gate is None:
         return None
@@ -208,11 +208,11 @@ def gating(
         why = "updates_per_scoring=1"
     if why is not None:
         raise ConfigurationError(f"the gate needs {why}.")
-    return Gating(
+    return GateTrials(
         Gate() if isinstance(gate, str) else gate,
         model,
         selector,
-        measuring,
+        source,
         task,
         held_out,
         ledger,

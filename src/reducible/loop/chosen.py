@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol, final, runtime_checkable
@@ -76,6 +77,38 @@ class Part:
             "shadows": dict(self.shadows),
             "drawn_at": self.drawn_at,
         }
+
+
+@final
+class Parts:
+    """The choice from one candidate batch, handed out part by part.
+
+    Args:
+        left: what is not yet handed out.
+        handed_out: how many parts were, before.
+    """
+
+    def __init__(self, left: Iterable[Part] = (), *, handed_out: int = 0) -> None:
+        self._left = deque(left)
+        self.handed_out = handed_out
+
+    def __bool__(self) -> bool:
+        return bool(self._left)
+
+    def take(self) -> Part:
+        """The next part."""
+        self.handed_out += 1
+        return self._left.popleft()
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """The parts that are left."""
+        return [part.state_dict() for part in self._left]
+
+    @classmethod
+    def from_state(cls, state: list[dict[str, Any]], parts: int) -> Parts:
+        """Parts as they were saved, of a choice that is handed out in so many ``parts``."""
+        left = [Part(**part) for part in state]
+        return cls(left, handed_out=parts - len(left) if left else 0)
 
 
 class PickLog(Protocol):

@@ -1,8 +1,8 @@
-"""What the loop owns to measure with: stores, live models, averages; charged to the ledger."""
+"""Builds the evidence for each candidate batch and owns the state that this needs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, final
 
@@ -12,14 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from reducible.batches import device_of, take
 from reducible.ledger import Ledger
+from reducible.loop.learners import Learners
 from reducible.scoring import (
     ONE_PASS,
     RUNS_THE_MODEL,
-    Asked,
-    CoTrained,
     GroupHoldoutLoss,
-    Meter,
-    Overheard,
+    Measurement,
+    Request,
     Scoring,
     least_rows,
 )
@@ -28,34 +27,37 @@ from reducible.stores import IrreducibleLossStore, LossMemory
 from reducible.tasks import Task
 from reducible.types import CONTEXT_KEYS, EVIDENCE_FIELDS, Candidates, ConfigurationError, Evidence
 
-_CONTEXT = frozenset(CONTEXT_KEYS)
-_EVAL = Scoring(batchnorm="running")
+CONTEXT = frozenset(CONTEXT_KEYS)
+EVAL = Scoring(batchnorm="running")
 
 
-class _Lesson(NamedTuple):
-    """Chosen rows that a scorer is yet to learn, once the model has said what it thinks of them."""
+class Moment(NamedTuple):
+    """When a candidate batch is chosen from, and the seed of what scoring draws for it."""
 
-    batch: Any
-    weights: Tensor  # [K]
-    overheard: Overheard
+    epoch: int
+    step: int
+    seed: int = 0
 
 
 @final
-class Measuring:
-    """Gives evidence of candidate batches, and keeps what that needs over time.
+class EvidenceSource:
+    """Measures candidates for selectors, from the model, stores, memory and averages.
 
     Args:
         model: the model being trained.
         task: what batches mean.
         scoring: how candidates are scored.
         ledger: charged for it.
+        learners: models that learn along, which may score or give irreducible losses.
+        scorer: scores in the model's stead, and stays as it is.
         store: of irreducible losses.
-        irreducible: a live irreducible-loss model in the store's stead.
-        scorer: scores in the model's stead; learns along where it is CoTrained.
-        memory: of losses, where ``scoring.max_age`` lets them stand in for scoring.
+        memory: of losses, if ``scoring.max_age`` lets them stand in for scoring.
         holdout: the group holdout loss.
-        groups: [max id + 1] int64, the group of each id; the class where None.
+        groups: [max id + 1] int64, the group of each id; the class is the group if None.
         total_steps: planned updates.
+
+    Attributes:
+        forward_flops: FLOPs of one candidate's cheapest scoring pass; None before the first.
     """
 
     def __init__(
@@ -64,42 +66,35 @@ class Measuring:
         task: Task,
         scoring: Scoring,
         ledger: Ledger,
+        learners: Learners,
         *,
+        scorer: nn.Module | None = None,
         store: IrreducibleLossStore | None = None,
-        irreducible: CoTrained | None = None,
-        scorer: CoTrained | nn.Module | None = None,
         memory: LossMemory | None = None,
         holdout: GroupHoldoutLoss | None = None,
         groups: Tensor | None = None,
         total_steps: int | None = None,
     ) -> None:
-        self._model, self._task, self._scoring, self._ledger = model, task, scoring, ledger
-        self._score_phase, self._evaluate_phase = ledger.phase("score"), ledger.phase("evaluate")
-        self._store, self._irreducible, self._holdout = store, irreducible, holdout
-        self._learner = scorer if isinstance(scorer, CoTrained) else None
-        frozen = scorer if isinstance(scorer, nn.Module) else model
-        self._scores_with = frozen if self._learner is None else self._learner.model
-        self._meter = self._meter_of(scoring)
-        self._live = None if irreducible is None else Meter(irreducible.model, _EVAL, task=task)
+        self.model, self.task, self.learners = model, task, learners
+        self._scoring, self._ledger, self._store = scoring, ledger, store
+        self._holdout, self._groups, self._total_steps = holdout, groups, total_steps
+        learns = learners.scorer
+        self._scores_with = (scorer or model) if learns is None else learns.model
+        self._measurement = self._measured_with(scoring)
+        live = learners.irreducible
+        self._live = None if live is None else Measurement(live.model, EVAL, task=task)
         self._memory = memory
         self._least = least_rows(self._scores_with, scoring)
-        self._groups = groups
-        self._total_steps = total_steps
-        self._learners = [m for m in (self._irreducible, self._learner) if m is not None]
-        self.learns = bool(self._learners)
-        """Whether something learns along with the model: then ``learn`` and ``settle`` are due."""
-        self._lesson: _Lesson | None = None
         self._flops: dict[tuple[frozenset[str], int], float] = {}  # per candidate
         self.forward_flops: float | None = None
-        """FLOPs of one candidate's cheapest scoring pass so far; None before the first."""
 
     def check(self, selector: Selector) -> None:
-        """Raise ConfigurationError where ``selector`` needs what cannot be measured here."""
+        """Raise ConfigurationError if ``selector`` needs what cannot be measured here."""
         needs, store = selector.needs, self._store
-        unknown = needs - set(EVIDENCE_FIELDS) - set(CONTEXT_KEYS)
+        unknown = needs - set(EVIDENCE_FIELDS) - CONTEXT
         if unknown:
             raise ConfigurationError(f"the selector needs {sorted(unknown)}, which is no evidence.")
-        if selector.lr_ratio is not None and self._irreducible is None:
+        if selector.lr_ratio is not None and self._live is None:
             raise ConfigurationError(
                 "the selector's irreducible-loss model learns along: pass it as "
                 "irreducible_model=, and the model's optimizer as optimizer=."
@@ -125,94 +120,64 @@ class Measuring:
         if "group_holdout_loss" in needs and self._holdout is None:
             raise ConfigurationError("the selector needs group_holdout=<holdout loader>.")
 
-    def look(
-        self,
-        selector: Selector,
-        candidates: Candidates,
-        *,
-        epoch: int,
-        step: int,
-        seed: int,
-        watches: bool = False,
-    ) -> Look:
-        """What ``selector`` measures this candidate batch with.
+    def view(self, selector: Selector, candidates: Candidates, moment: Moment) -> View:
+        """What ``selector`` measures this candidate batch with."""
+        return View(self, candidates, moment, live=selector.lr_ratio is not None)
 
-        Charged to evaluation where it only watches, and then not counted as scored.
+    def shadow_view(
+        self, selector: Selector, candidates: Candidates, moment: Moment, seen: Evidence | None
+    ) -> Look:
+        """The same for a selector that only watches: what was ``seen`` is given, not measured.
+
+        The rest is charged to evaluation, and not counted as scored.
         """
-        live = self._live if selector.lr_ratio is not None else None
-        charged = self._evaluate_phase if watches else self._score_phase
+        view = View(self, candidates, moment, live=selector.lr_ratio is not None, watches=True)
+        return view if seen is None else Supplemented(seen, view)
 
-        def look(
-            needs: frozenset[str], rows: Tensor | None = None, *, samples: int = 0
-        ) -> Evidence:
-            if self._lesson is not None:
-                self.settle()
-            with charged:
-                here = candidates if rows is None else take(candidates, rows)
-                context = self._context(needs, epoch, step) if needs & _CONTEXT else {}
-                groups = self._groups_of(here) if "groups" in needs else None
-                asked = Asked(needs, context, groups, samples, seed, live)
-                if watches or needs.isdisjoint(RUNS_THE_MODEL):
-                    return self._meter.measure(here, asked)
-                if self._memory is not None:
-                    return self._remembered(here, asked, self._memory, step)
-                return self._counted(here, asked)
+    def measure(
+        self, candidates: Candidates, request: Request, moment: Moment, *, watches: bool
+    ) -> Evidence:
+        """Evidence of all the candidates given; on the ledger unless it is for who watches."""
+        if watches or request.needs.isdisjoint(RUNS_THE_MODEL):
+            return self._measurement.measure(candidates, request)
+        if self._memory is not None:
+            return self._remembered(candidates, request, self._memory, moment.step)
+        return self._counted(candidates, request)
 
-        return look
+    def request(
+        self, needs: frozenset[str], candidates: Candidates, moment: Moment, *, live: bool
+    ) -> Request:
+        """What to ask of candidates for ``needs``: with the context and the groups they name."""
+        context = self.context(needs, moment) if needs & CONTEXT else {}
+        groups = self._groups_of(candidates) if "groups" in needs else None
+        gives = self._live if live else None
+        return Request(needs, context, groups, seed=moment.seed, live=gives)
 
-    def shadow_look(
-        self,
-        selector: Selector,
-        candidates: Candidates,
-        seen: Evidence | None,
-        *,
-        epoch: int,
-        step: int,
-        seed: int,
-    ) -> Look:
-        """The same for a selector that only watches: what was seen is given, the rest measured."""
-        look = self.look(selector, candidates, epoch=epoch, step=step, seed=seed, watches=True)
-
-        def watch(
-            needs: frozenset[str], rows: Tensor | None = None, *, samples: int = 0
-        ) -> Evidence:
-            if rows is not None or seen is None:
-                return look(needs, rows, samples=samples)
-            there = {n for n in EVIDENCE_FIELDS if getattr(seen, n) is not None} | set(seen.context)
-            if seen.mc_logits is not None and len(seen.mc_logits) != samples:
-                there.discard("mc_logits")
-            missing = frozenset(needs - there)
-            if not missing:
-                return seen
-            more = look(missing, samples=samples)
-            new = {n: getattr(more, n) for n in missing if n in EVIDENCE_FIELDS}
-            return replace(seen, **new, context={**seen.context, **more.context})
-
-        return watch
-
-    def _context(self, needs: frozenset[str], epoch: int, step: int) -> dict[str, Tensor]:
-        known = {"step": step, "epoch": epoch, "total_steps": self._total_steps}
+    def context(self, needs: frozenset[str], moment: Moment) -> dict[str, Tensor]:
+        """What ``needs`` names of the run: step, epoch, planned updates, group holdout loss."""
+        known = {"step": moment.step, "epoch": moment.epoch, "total_steps": self._total_steps}
         context = {
             name: torch.tensor(value, dtype=torch.int64)
             for name, value in known.items()
             if name in needs and value is not None
         }
         if "group_holdout_loss" in needs and self._holdout is not None:
-            value = self._holdout.value(self._model, self._task, epoch=epoch, step=step)
+            value = self._holdout.value(self.model, self.task, epoch=moment.epoch, step=moment.step)
             context["group_holdout_loss"] = value
         return context
 
-    def _counted(self, candidates: Candidates, asked: Asked) -> Evidence:
+    def _counted(self, candidates: Candidates, request: Request) -> Evidence:
         """Evidence of one pass over all the candidates given; forwards and FLOPs on the ledger."""
-        size, needs, samples = candidates.ids.numel(), asked.needs, asked.samples
+        size, needs, samples = candidates.ids.numel(), request.needs, request.samples
         kind = (needs, samples)
         flops = self._flops.get(kind)
         if flops is not None:
-            evidence = self._meter.measure(candidates, asked)
+            evidence = self._measurement.measure(candidates, request)
         else:
-            eager = self._meter_of(replace(self._scoring, compile=False))  # or none are counted
+            # A compiled model hides its operators from the counter.
+            eager = self._measured_with(replace(self._scoring, compile=False))
             with FlopCounterMode(display=False) as counter:
-                evidence = eager.measure(candidates, asked)
+                evidence = eager.measure(candidates, request)
             flops = self._flops[kind] = counter.get_total_flops() / size
             self.forward_flops = min(self._flops.values())
         passes = samples if "mc_logits" in needs else 0
@@ -224,117 +189,130 @@ class Measuring:
         return evidence
 
     def _remembered(
-        self, candidates: Candidates, asked: Asked, memory: LossMemory, step: int
+        self, candidates: Candidates, request: Request, memory: LossMemory, step: int
     ) -> Evidence:
-        """Evidence whose losses come from memory where they are young enough."""
+        """Evidence whose losses come from memory if they are young enough."""
         scoring, ids = self._scoring, candidates.ids.cpu()
         old = memory.age(ids, step) > scoring.max_age  # [B]
-        generator = torch.Generator().manual_seed(asked.seed)
+        generator = torch.Generator().manual_seed(request.seed)
         old |= torch.rand(ids.numel(), generator=generator) < scoring.rescore
         few = self._least - int(old.sum())
         if few > 0:
             young = (~old).nonzero().squeeze(1)
             old[young[torch.randperm(young.numel(), generator=generator)[:few]]] = True
         rows = old.nonzero().squeeze(1)  # [R]
-        rest = self._meter.measure(candidates, asked._replace(needs=asked.needs - {"loss"}))
+        needs = request.needs - {"loss"}
+        rest = self._measurement.measure(candidates, request._replace(needs=needs))
         if rows.numel():
             part = take(candidates, rows)
-            fresh = self._counted(part, Asked(frozenset({"loss"}), {}))
+            fresh = self._counted(part, Request(frozenset({"loss"}), {}))
             memory.remember(part.ids, fresh.require("loss"), step)
         loss = memory.lookup(ids).to(rest.ids.device)
-        return replace(rest, loss=loss, targets=self._task.targets(candidates.batch))
+        return replace(rest, loss=loss, targets=self.task.targets(candidates.batch))
 
     def remember(self, ids: Tensor, loss: Tensor, step: int) -> None:
-        """Keep losses ([K]) that training saw, where they are what scoring would give."""
-        if self._memory is not None and self._scores_with is self._model:
+        """Keep losses ([K]) that training saw, if they are what scoring would give."""
+        if self._memory is not None and self._scores_with is self.model:
             self._memory.remember(ids, loss, step)
 
-    def _meter_of(self, scoring: Scoring) -> Meter:
-        return Meter(self._scores_with, scoring, task=self._task, store=self._store)
+    def _measured_with(self, scoring: Scoring) -> Measurement:
+        return Measurement(self._scores_with, scoring, task=self.task, store=self._store)
 
     def _groups_of(self, candidates: Candidates) -> Tensor | None:
         if self._groups is None:
             return None
-        device = device_of(self._model)
-        return self._groups[candidates.ids.cpu()].to(device)
-
-    def learn(self, batch: Any, weights: Tensor) -> None:
-        """Step what learns along with the model, on the batch that is handed out.
-
-        A scorer that learns predictions is stepped by ``settle``, on those that the model makes in
-        between.
-        """
-        self.settle()
-        for learner in self._learners:
-            if learner.distil:
-                heard = Overheard(self._model, self._task, len(weights))
-                self._lesson = _Lesson(batch, weights, heard)
-            else:
-                self._step(learner, batch, weights)
-
-    def in_hindsight(
-        self, selector: Selector, rows: Candidates, *, epoch: int, step: int
-    ) -> Callable[[], Evidence | None]:
-        """What ``selector`` reads in hindsight of rows that are handed out.
-
-        Listens to their training pass from now on, which costs no pass of its own.
-
-        Returns:
-            Gives the evidence of the rows; None as long as no training pass was seen.
-        """
-        needs = selector.hindsight | (selector.needs & _CONTEXT)
-        asked = Asked(needs, self._context(needs, epoch, step))
-        layers = "features" in needs
-        heard = Overheard(self._model, self._task, rows.ids.numel(), layers=layers)
-
-        def seen() -> Evidence | None:
-            if heard.replay is None:
-                return None
-            return Meter(heard.replay, _EVAL, task=self._task).measure(rows, asked)
-
-        return seen
-
-    def settle(self) -> None:
-        """Step a scorer that learns predictions on the batch handed out last; once."""
-        if self._lesson is None or self._learner is None:
-            return
-        (batch, weights, overheard), self._lesson = self._lesson, None
-        self._step(self._learner, batch, weights, overheard.predictions)
-
-    def _step(
-        self, learner: CoTrained, batch: Any, weights: Tensor, predictions: Tensor | None = None
-    ) -> None:
-        with self._score_phase:
-            learner.step(
-                self._task,
-                batch,
-                weights,
-                trained=self._model,
-                scoring=self._scoring,
-                predictions=predictions,
-            )
+        return self._groups[candidates.ids.cpu()].to(device_of(self.model))
 
     def state_dict(self) -> dict[str, Any]:
-        """State of live models and averages."""
-        self.settle()
+        """Remembered losses, averages, and what a pass costs."""
         return {
-            "irreducible": self._irreducible.state_dict() if self._irreducible else None,
-            "scorer": self._learner.state_dict() if self._learner else None,
             "memory": self._memory.state_dict() if self._memory else None,
             "holdout": self._holdout.state_dict() if self._holdout else None,
             "flops": [[sorted(needs), s, value] for (needs, s), value in self._flops.items()],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over the state of live models and averages."""
-        self._lesson = None
-        if self._irreducible is not None:
-            self._irreducible.load_state_dict(state["irreducible"])
-        if self._learner is not None:
-            self._learner.load_state_dict(state["scorer"])
+        """Take over remembered losses, averages, and what a pass costs."""
         if self._memory is not None:
             self._memory.load_state_dict(state["memory"])
         if self._holdout is not None:
             self._holdout.load_state_dict(state["holdout"])
         self._flops = {(frozenset(needs), s): value for needs, s, value in state["flops"]}
         self.forward_flops = min(self._flops.values(), default=None)
+
+    def phase(self, *, watches: bool) -> Any:
+        """The phase of the ledger that a look is charged to."""
+        return self._ledger.phase("evaluate" if watches else "score")
+
+
+@final
+class View:
+    """Answers "this evidence of these rows" for one candidate batch; a ``Look``.
+
+    Args:
+        source: measures.
+        candidates: the batch.
+        moment: when it is chosen from.
+        live: whether irreducible losses come from a model that learns along, not from the store.
+        watches: whether nothing is chosen by what is seen.
+    """
+
+    __slots__ = ("_candidates", "_live", "_moment", "_source", "_watches")
+
+    def __init__(
+        self,
+        source: EvidenceSource,
+        candidates: Candidates,
+        moment: Moment,
+        *,
+        live: bool,
+        watches: bool = False,
+    ) -> None:
+        self._source, self._candidates, self._moment = source, candidates, moment
+        self._live, self._watches = live, watches
+
+    def __call__(
+        self, needs: frozenset[str], rows: Tensor | None = None, *, samples: int = 0
+    ) -> Evidence:
+        """Evidence of the candidates at ``rows`` ([M] int64), of all of them if None."""
+        source, moment = self._source, self._moment
+        if source.learners.any:
+            source.learners.finish()  # on the batch before, first
+        with source.phase(watches=self._watches):
+            here = self._candidates if rows is None else take(self._candidates, rows)
+            request = source.request(needs, here, moment, live=self._live)
+            if samples:
+                request = request._replace(samples=samples)
+            return source.measure(here, request, moment, watches=self._watches)
+
+
+@final
+class Supplemented:
+    """A view that gives what was seen already, and measures the rest.
+
+    Args:
+        seen: evidence of the whole candidate batch.
+        view: measures.
+    """
+
+    __slots__ = ("_seen", "_view")
+
+    def __init__(self, seen: Evidence, view: View) -> None:
+        self._seen, self._view = seen, view
+
+    def __call__(
+        self, needs: frozenset[str], rows: Tensor | None = None, *, samples: int = 0
+    ) -> Evidence:
+        """Evidence of the candidates at ``rows`` ([M] int64), of all of them if None."""
+        seen = self._seen
+        if rows is not None:
+            return self._view(needs, rows, samples=samples)
+        there = {n for n in EVIDENCE_FIELDS if getattr(seen, n) is not None} | set(seen.context)
+        if seen.mc_logits is not None and len(seen.mc_logits) != samples:
+            there.discard("mc_logits")
+        missing = frozenset(needs - there)
+        if not missing:
+            return seen
+        more = self._view(missing, samples=samples)
+        new = {n: getattr(more, n) for n in missing if n in EVIDENCE_FIELDS}
+        return replace(seen, **new, context={**seen.context, **more.context})

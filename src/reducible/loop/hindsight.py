@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from reducible.ledger import Ledger
-from reducible.loop.evidence import Measuring
+from reducible.loop.evidence import CONTEXT, EVAL, EvidenceSource, Moment
+from reducible.scoring import CapturedPredictions, Measurement, Request
 from reducible.selectors import Selector
-from reducible.types import CONTEXT_KEYS, Candidates, Evidence, MissingEvidence, Selection
+from reducible.types import Candidates, Evidence, MissingEvidence, Selection
 
 
 @final
@@ -20,23 +21,37 @@ class Hindsight:
 
     Args:
         selector: is told by ``observe``; nothing happens where its ``hindsight`` is empty.
-        measuring: listens to the model.
+        source: of the evidence, whose model is listened to.
         ledger: charged for picking.
     """
 
-    def __init__(self, selector: Selector, measuring: Measuring, ledger: Ledger) -> None:
+    def __init__(self, selector: Selector, source: EvidenceSource, ledger: Ledger) -> None:
         self.wanted = bool(selector.hindsight)
         """Whether the rule learns so."""
-        self._selector, self._measuring = selector, measuring
+        self._selector, self._source = selector, source
         self._picking = ledger.phase("pick")
         self._seen: Callable[[], Evidence | None] | None = None  # of the rows handed out last
         self._step = -1  # at which they were
         self._told = False  # since the loop was made
 
-    def listen(self, rows: Candidates, *, epoch: int, drawn_at: int, step: int) -> None:
-        """Watch the training pass of ``rows``, which are handed out at ``step``."""
+    def listen(self, rows: Candidates, drawn: Moment, step: int) -> None:
+        """Capture the training pass of ``rows``, which are handed out at ``step``.
+
+        Costs no pass of its own.
+        """
         self._step = step
-        self._seen = self._measuring.in_hindsight(self._selector, rows, epoch=epoch, step=drawn_at)
+        needs = self._selector.hindsight | (self._selector.needs & CONTEXT)
+        request = Request(needs, self._source.context(needs, drawn))
+        model, task = self._source.model, self._source.task
+        layers = "features" in needs
+        captured = CapturedPredictions(model, task, rows.ids.numel(), layers=layers)
+
+        def seen() -> Evidence | None:
+            if captured.replay is None:
+                return None
+            return Measurement(captured.replay, EVAL, task=task).measure(rows, request)
+
+        self._seen = seen
 
     def tell(self) -> None:
         """Let the rule observe the rows, if their training pass was seen; once."""
@@ -46,7 +61,7 @@ class Hindsight:
             with self._picking:
                 self._selector.observe(evidence, all_rows(evidence.ids))
 
-    def settle(self) -> None:
+    def finish(self) -> None:
         """The same, when the next batch is asked for.
 
         Raises:
@@ -73,7 +88,7 @@ class Hindsight:
 
 def would_be_told(shadow: Selector, rows: Tensor) -> tuple[frozenset[str], Selection]:
     """What a shadow is to be shown of the rows ([K]) that it drew blindly, and all of them."""
-    return shadow.hindsight | (shadow.needs & set(CONTEXT_KEYS)), all_rows(rows)
+    return shadow.hindsight | (shadow.needs & CONTEXT), all_rows(rows)
 
 
 def all_rows(like: Tensor) -> Selection:

@@ -16,16 +16,17 @@ from reducible.loop.build import (
     check_data,
     check_settings,
     epoch_planner,
-    gating,
+    gate_trials,
     group_holdout_loss,
     live_model,
     loss_memory,
 )
-from reducible.loop.chosen import Chosen, InfoLog, Part, PickLog
-from reducible.loop.evidence import Measuring
+from reducible.loop.chosen import Chosen, InfoLog, Part, Parts, PickLog
+from reducible.loop.evidence import EvidenceSource, Moment
 from reducible.loop.gate import Gate
 from reducible.loop.hindsight import Hindsight, would_be_told
 from reducible.loop.inspection import inspection_of
+from reducible.loop.learners import Learners
 from reducible.loop.passes import CandidatePasses, blindly
 from reducible.loop.seeds import stream_seed
 from reducible.loop.states import VERSION, belongings, require_belongs, require_counts, require_keys
@@ -178,14 +179,22 @@ class SelectingLoader:
         self.ledger = ledger or Ledger()
         keep = check_settings(loader, model, selector, self._shadows, scorer, keep)
         compared = check_data(loader, store, groups)
-        self._measuring = Measuring(
+        self._learners = Learners(
             model,
             self._task,
             self._scoring,
             self.ledger,
-            store=store,
+            scorer=scorer if isinstance(scorer, CoTrained) else None,
             irreducible=live_model(selector, irreducible_model, optimizer),
-            scorer=scorer,
+        )
+        self._evidence = EvidenceSource(
+            model,
+            self._task,
+            self._scoring,
+            self.ledger,
+            self._learners,
+            scorer=scorer if isinstance(scorer, nn.Module) else None,
+            store=store,
             memory=loss_memory(loader, self._scoring),
             holdout=group_holdout_loss(group_holdout, store, groups, refresh, refresh_decay),
             groups=groups,
@@ -196,21 +205,21 @@ class SelectingLoader:
         )
         if self._planner is None:
             for rule in (selector, *self._shadows.values()):
-                self._measuring.check(rule)
-        self._gating = gating(
+                self._evidence.check(rule)
+        self._trials = gate_trials(
             gate,
             held_out,
             model=model,
             selector=selector,
             shadows=self._shadows,
             scoring=self._scoring,
-            measuring=self._measuring,
+            source=self._evidence,
             task=self._task,
             ledger=self.ledger,
             seed=seed,
         )
-        self.gate = self._gating.gate if self._gating else None
-        draw = self._gating.draw if self._gating else None
+        self.gate = self._trials.gate if self._trials else None
+        draw = self._trials.draw if self._trials else None
         if draw is None and self._planner is None and self._draws_ahead(loader):
             draw = blindly(selector, seed)
         self._passes = CandidatePasses(
@@ -226,8 +235,8 @@ class SelectingLoader:
             inspection=inspection_of(loader, store, self._task, labels_compared=compared),
         )
         self._step = 0  # batches handed out, over all passes
-        self._waiting: list[Part] = []  # chosen from the last candidate batch, not handed out
-        self._hindsight = Hindsight(selector, self._measuring, self.ledger)
+        self._parts = Parts()  # of the choice from the last candidate batch
+        self._hindsight = Hindsight(selector, self._evidence, self.ledger)
         self._own: dict[str, Any] | None = None  # what states belong to, once one was asked for
         self._describe = partial(
             belongings,
@@ -286,60 +295,53 @@ class SelectingLoader:
         self._hindsight.tell()
         self._hindsight.forget()
         if not self._passes.resuming:
-            self._waiting = []  # of a pass that was broken off
-        updates = self._scoring.updates_per_scoring
-        begun = updates - len(self._waiting) if self._waiting else 0  # of the batch walked first
+            self._parts = Parts()  # of a pass that was broken off
+        begun = self._parts.handed_out if self._parts else 0  # of the batch walked first
         picking, training = self.ledger.phase("pick"), self.ledger.phase("train")
         for candidates, weights, k in self._passes.walk(self._step - begun, device):
             while True:
                 with picking:
-                    if not self._waiting:
-                        self._waiting = (
+                    if not self._parts:
+                        self._parts = Parts(
                             self._choose(candidates, k, generator)
                             if weights is None
                             else self._as_drawn(candidates, weights)
                         )
-                    part = self._waiting.pop(0)
+                    part = self._parts.take()
                     chosen = self._handed_out(candidates, part, drawn=weights is not None)
-                if self._gating is not None:
-                    self._gating.handed_out()
+                if self._trials is not None:
+                    self._trials.handed_out()
                 with training:  # until the next batch is asked for
                     yield chosen
-                if self._measuring.learns:
-                    self._measuring.settle()
+                if self._learners.any:
+                    self._learners.finish()
                 if self._hindsight.wanted:
-                    self._hindsight.settle()
-                if not self._waiting:
+                    self._hindsight.finish()
+                if not self._parts:
                     break
 
     def _choose(self, candidates: Candidates, k: int, generator: torch.Generator) -> list[Part]:
         """The choice from one candidate batch, in as many parts as it is handed out in."""
-        size = candidates.ids.numel()
         updates = self._scoring.updates_per_scoring
-        seed = stream_seed(self._seed, self._step)
-        if self._gating is not None:
-            now = {"epoch": self.epoch, "step": self._step}
-            through = self._gating.let_through(candidates, k, **now)
-            if through is None:
-                rows = self._gating.plain_rows(size, k, self._step)
-                return [_plain(candidates, rows, device_of(self._model), self._drawn_at())]
-            candidates = through
-        generator.manual_seed(seed)
-        look = self._measuring.look(
-            self._selector, candidates, epoch=self._passes.epoch, step=self._step, seed=seed
-        )
+        moment = Moment(self.epoch, self._step, stream_seed(self._seed, self._step))
+        if self._trials is not None:
+            candidates, plain = self._trials.decide(candidates, k, moment)
+            if plain is not None:
+                return [_plain(candidates, plain, device_of(self._model), self._drawn_at())]
+        generator.manual_seed(moment.seed)
+        view = self._evidence.view(self._selector, candidates, moment)
         drawn_at = self._drawn_at()
         if drawn_at is not None:
             here = candidates.ids.numel()
             if not self._selector.is_blind(self._step, k * updates, here):
                 drawn_at = None
-        choice = self._selector.choose(look, k * updates, generator=generator)
+        choice = self._selector.choose(view, k * updates, generator=generator)
         if drawn_at is None:
             self._selector.observe(choice.evidence, choice.selection)
         selection = choice.selection
         shadows: dict[str, Tensor] = {}
         if self._shadows:
-            shadows = self._watch(candidates, choice, k * updates, generator, seed)
+            shadows = self._watch(candidates, choice, k * updates, generator, moment)
         whole = Part(
             positions=choice.positions,
             ids=choice.evidence.ids.index_select(0, selection.index),
@@ -365,17 +367,16 @@ class SelectingLoader:
         choice: Choice,
         k: int,
         generator: torch.Generator,
-        seed: int,
+        moment: Moment,
     ) -> dict[str, Tensor]:
         """Ids that each shadow would have chosen."""
-        now = {"epoch": self.epoch, "step": self._step, "seed": seed}
         shadows: dict[str, Tensor] = {}
         for name, shadow in self._shadows.items():
-            generator.manual_seed(seed)
+            generator.manual_seed(moment.seed)
             # A live irreducible-loss model and a store say different things.
             alike = (shadow.lr_ratio is None) == (self._selector.lr_ratio is None)
             seen = choice.evidence if choice.rows is None and alike else None
-            watch = self._measuring.shadow_look(shadow, candidates, seen, **now)
+            watch = self._evidence.shadow_view(shadow, candidates, moment, seen)
             would = shadow.choose(watch, k, generator=generator)
             evidence, selection = would.evidence, would.selection
             if shadow.hindsight and shadow.is_blind(self._step, k, candidates.ids.numel()):
@@ -400,16 +401,16 @@ class SelectingLoader:
         counts = self.ledger.counts
         counts.updates += 1
         counts.examples_trained += rows
-        forward = self._measuring.forward_flops
+        forward = self._evidence.forward_flops
         if self.train_flops_per_example is not None:
             counts.flops_train += int(rows * self.train_flops_per_example)
         elif forward is not None:
             counts.flops_train += int(rows * 3 * forward)
-        if self._measuring.learns:
-            self._measuring.learn(batch, part.weights)
+        if self._learners.any:
+            self._learners.learn(batch, part.weights)
         if part.drawn_at is not None:
             here = Candidates(part.ids, batch)
-            self._hindsight.listen(here, epoch=self.epoch, drawn_at=part.drawn_at, step=self._step)
+            self._hindsight.listen(here, Moment(self.epoch, part.drawn_at), self._step)
         self._step += 1
         return Chosen(batch, part.ids, part.weights, part.info, part.shadows)
 
@@ -428,7 +429,7 @@ class SelectingLoader:
         loss = per_example(per_example_loss, ids.numel())
         if loss.is_cpu:
             _require_finite("the training loss", loss.detach(), ids.cpu(), "ids")
-        self._measuring.remember(ids, loss, max(self._step - 1, 0))  # of the batch handed out
+        self._evidence.remember(ids, loss, max(self._step - 1, 0))  # of the batch handed out
         if self._planner is not None:
             self._planner.remember(ids, loss, self._step)
 
@@ -445,12 +446,12 @@ class SelectingLoader:
             "version": VERSION,
             "of": dict(self._belongs_to()),
             "step": self._step,
-            "passes": self._passes.state_dict(again=bool(self._waiting)),
-            "waiting": [part.state_dict() for part in self._waiting],
+            "passes": self._passes.state_dict(again=bool(self._parts)),
+            "waiting": self._parts.state_dict(),
             "selector": self._selector.state_dict(),
             "shadows": {name: rule.state_dict() for name, rule in self._shadows.items()},
-            "measuring": self._measuring.state_dict(),
-            "gating": self._gating.state_dict() if self._gating else None,
+            "measuring": self._learners.state_dict() | self._evidence.state_dict(),
+            "gating": self._trials.state_dict() if self._trials else None,
             "ledger": self.ledger.state_dict(),
             "train_flops_per_example": self.train_flops_per_example,
         }
@@ -487,13 +488,14 @@ class SelectingLoader:
         self._hindsight.forget()
         self._step = state["step"]
         self._passes.load_state_dict(state["passes"])
-        self._waiting = [Part(**part) for part in state["waiting"]]
+        self._parts = Parts.from_state(state["waiting"], self._scoring.updates_per_scoring)
         self._selector.load_state_dict(state["selector"])
         for name, rule in self._shadows.items():
             rule.load_state_dict(state["shadows"][name])
-        self._measuring.load_state_dict(state["measuring"])
-        if self._gating is not None:
-            self._gating.load_state_dict(state["gating"])
+        self._learners.load_state_dict(state["measuring"])
+        self._evidence.load_state_dict(state["measuring"])
+        if self._trials is not None:
+            self._trials.load_state_dict(state["gating"])
         self.ledger.load_state_dict(state["ledger"])
         self.train_flops_per_example = state["train_flops_per_example"]
 

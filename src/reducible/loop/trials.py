@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from reducible.batches import device_of, gather, take, to_device
 from reducible.ledger import Ledger
-from reducible.loop.evidence import Measuring
+from reducible.loop.evidence import EVAL, EvidenceSource, Moment
 from reducible.loop.gate import (
     Gate,
     Trial,
@@ -24,26 +24,25 @@ from reducible.loop.gate import (
     random_progress,
 )
 from reducible.loop.seeds import stream_seed
-from reducible.scoring import Scoring, measure
+from reducible.scoring import measure
 from reducible.selectors import Selector
 from reducible.tasks import Task
 from reducible.types import Candidates, ConfigurationError, DataError
 
 _SEEN = frozenset({"logits", "features", "targets"})
 _HELD_OUT_ROWS = 512
-_EVAL = Scoring(batchnorm="running")
 _STREAM = 0x6A7E  # of the gate's own draws, apart from those of choices
 
 
 @final
-class Gating:
+class GateTrials:
     """Runs a gate inside a loop: draws plain rows ahead of loading, tries, times.
 
     Args:
         gate: what decides.
         model: the model being trained.
         selector: whose choices are tried.
-        measuring: measures what the selector needs.
+        source: measures what the selector needs.
         task: what batches mean.
         held_out: loader of examples that are never trained on; the first rows serve.
         ledger: its clock and seconds are what costs are taken from.
@@ -58,7 +57,7 @@ class Gating:
         gate: Gate,
         model: nn.Module,
         selector: Selector,
-        measuring: Measuring,
+        source: EvidenceSource,
         task: Task,
         held_out: Any,
         ledger: Ledger,
@@ -71,7 +70,7 @@ class Gating:
                 f"examples that are never trained on>; got {type(held_out).__name__}."
             )
         self.gate = gate
-        self._model, self._selector, self._measuring = model, selector, measuring
+        self._model, self._selector, self._source = model, selector, source
         self._task, self._held_out, self._ledger, self._seed = task, held_out, ledger, seed
         self._batch: Candidates | None = None
         self._mark: float | None = None  # seconds charged when the last batch was handed out
@@ -89,24 +88,28 @@ class Gating:
             return list(range(size)), False
         if self.gate.state == "selecting":
             return list(range(min(self.gate.candidates, size))), False
-        rows = torch.randperm(size, generator=self._generator(step))[:k]
-        return rows.tolist(), True
+        return self._at_random(size, k, step).tolist(), True
 
-    def let_through(
-        self, candidates: Candidates, k: int, *, epoch: int, step: int
-    ) -> Candidates | None:
-        """The rows that the selector chooses from, after a trial where one is due; None: plain."""
+    def decide(
+        self, candidates: Candidates, k: int, moment: Moment
+    ) -> tuple[Candidates, Tensor | None]:
+        """What is trained on of a candidate batch, after a trial if one is due.
+
+        Returns:
+            The rows that the selector chooses from, and None; or all of them, and the [k] int64
+            positions of rows at random, for a plain update.
+        """
         size = candidates.ids.numel()
         due = self._due(size, k)
         if due is not None:
             began = self._ledger.now()
             if due == "probe":
                 rows = 2 * self.gate.probe_rows or max(1, k // 4)
-                per_row = self._probe(candidates, rows, epoch, step)
+                per_row = self._probe(candidates, rows, moment)
                 self._trial_seconds = self._ledger.now() - began
                 self.gate.probed(rows, per_row, self._trial_seconds)
             else:
-                trials, held_out = self._try(candidates, k, epoch, step)
+                trials, held_out = self._try(candidates, k, moment)
                 self._trial_seconds = self._ledger.now() - began
                 was, change = self.gate.state, _change(self._began, held_out)
                 self.gate.tried(trials, self._trial_seconds, change=change)
@@ -114,13 +117,14 @@ class Gating:
                     self._began = held_out
         self._chose = self.gate.state == "selecting"
         if not self._chose:
-            return None
+            return candidates, self._at_random(size, k, moment.step)
         m = min(self.gate.candidates, size)
-        return candidates if m == size else take(candidates, torch.arange(m))
+        return (candidates if m == size else take(candidates, torch.arange(m))), None
 
-    def plain_rows(self, size: int, k: int, step: int) -> Tensor:
-        """[k] int64 positions at random."""
-        return torch.randperm(size, generator=self._generator(step))[:k]
+    def _at_random(self, size: int, k: int, step: int) -> Tensor:
+        """[k] int64 positions."""
+        generator = torch.Generator().manual_seed(stream_seed(self._seed, step))
+        return torch.randperm(size, generator=generator)[:k]
 
     def handed_out(self) -> None:
         """A batch is about to be trained on: time the cycle since the last one."""
@@ -142,21 +146,20 @@ class Gating:
             return [min(self.gate.candidates, size)]
         return self.gate.settings(size, k)
 
-    def _probe(self, candidates: Candidates, rows: int, epoch: int, step: int) -> float:
+    def _probe(self, candidates: Candidates, rows: int, moment: Moment) -> float:
         """Seconds that scoring a row takes: the dearer of the selector's way and the model's.
 
         Twice, for the first time is spent on caches.
         """
         few = take(candidates, torch.arange(rows))
-        seed = stream_seed(self._seed, step)
-        look = self._measuring.look(self._selector, few, epoch=epoch, step=step, seed=seed)
+        look = self._source.view(self._selector, few, moment)
         seconds = 0.0
         for _ in range(2):
             began = self._ledger.now()
-            self._selector.choose(look, rows, generator=self._draws(step))
+            self._selector.choose(look, rows, generator=self._draws(moment.step))
             middle = self._ledger.now()
             with self._ledger.phase("score"):
-                measure(self._model, few, _SEEN, _EVAL, task=self._task)
+                measure(self._model, few, _SEEN, EVAL, task=self._task)
             seconds = max(middle - began, self._ledger.now() - middle)
         return seconds / rows
 
@@ -164,9 +167,7 @@ class Gating:
         """The stream of trials, apart from that of choices."""
         return torch.Generator().manual_seed(stream_seed(self._seed ^ _STREAM, step))
 
-    def _try(
-        self, candidates: Candidates, k: int, epoch: int, step: int
-    ) -> tuple[list[Trial], Tensor]:
+    def _try(self, candidates: Candidates, k: int, moment: Moment) -> tuple[list[Trial], Tensor]:
         """Compare the selector's choices with random rows, setting by setting.
 
         Returns:
@@ -176,24 +177,24 @@ class Gating:
         plain = self.gate.plain_seconds
         assert plain is not None
         with self._ledger.phase("score"):
-            here = measure(self._model, candidates, _SEEN, _EVAL, task=self._task)
-            held = measure(self._model, self._held(), _SEEN, _EVAL, task=self._task)
+            here = measure(self._model, candidates, _SEEN, EVAL, task=self._task)
+            held = measure(self._model, self._held(), _SEEN, EVAL, task=self._task)
             error, features = error_of(here), here.require("features")
             target, probability = progress_direction(held), label_probability(held)
-            generator = self._draws(step)
+            generator = self._draws(moment.step)
             by_chance = random_progress(error, features, target, k, generator=generator)
         trials: list[Trial] = []
         for m in self._settings(size, k):
             part = candidates if m == size else take(candidates, torch.arange(m))
-            seed = stream_seed(self._seed, step)
             began = self._ledger.now()
-            look = self._measuring.look(self._selector, part, epoch=epoch, step=step, seed=seed)
+            look = self._source.view(self._selector, part, moment)
             choice = self._selector.choose(look, k, generator=generator)
             chose = self._ledger.now() - began
             rows, weight = choice.positions, choice.selection.weight
             gradient = last_layer_gradient(error[rows], features[rows], weight)
             selected = statistics.median(self._selected) if self._selected else plain + chose
-            trials.append(Trial(step, m, cosine(gradient, target), by_chance, selected / plain))
+            cost = selected / plain
+            trials.append(Trial(moment.step, m, cosine(gradient, target), by_chance, cost))
         return trials, probability.cpu()
 
     def _held(self) -> Candidates:
@@ -212,9 +213,6 @@ class Gating:
             kept = to_device(gather(batch, rows, size), device)
             self._batch = Candidates(rows, kept)
         return self._batch
-
-    def _generator(self, step: int) -> torch.Generator:
-        return torch.Generator().manual_seed(stream_seed(self._seed, step))
 
     def state_dict(self) -> dict[str, Any]:
         """The gate's state and the seconds that are not yet charged to an update."""

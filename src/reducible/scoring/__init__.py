@@ -7,10 +7,10 @@
 - ``group_holdout``: averages of the group holdout loss
 """
 
-from reducible.scoring.captured import Overheard
+from reducible.scoring.captured import CapturedPredictions
 from reducible.scoring.co_trained import CoTrained
 from reducible.scoring.early_exit import early_exit
-from reducible.scoring.evidence import ONE_PASS, RUNS_THE_MODEL, Asked, Meter, measure
+from reducible.scoring.evidence import ONE_PASS, RUNS_THE_MODEL, Measurement, Request, measure
 from reducible.scoring.forward import without_graph
 from reducible.scoring.group_holdout import GroupHoldoutLoss
 from reducible.scoring.settings import Scoring, least_rows
@@ -18,11 +18,11 @@ from reducible.scoring.settings import Scoring, least_rows
 __all__ = [
     "ONE_PASS",
     "RUNS_THE_MODEL",
-    "Asked",
+    "CapturedPredictions",
     "CoTrained",
     "GroupHoldoutLoss",
-    "Meter",
-    "Overheard",
+    "Measurement",
+    "Request",
     "Scoring",
     "early_exit",
     "least_rows",

@@ -1,4 +1,4 @@
-"""What a model says in its training pass, for those who learn from it."""
+"""Captures what a model predicts in its training pass, for those who learn from it."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from reducible.types import DataError
 
 
 @final
-class Overheard:
-    """What a model predicts of a batch in its training pass; listening costs no pass of its own.
+class CapturedPredictions:
+    """Captures what a model predicts of a batch in its training pass, which costs no other pass.
 
-    Heard is the first forward pass with gradients that gives logits of as many rows; scoring and
-    evaluation are without gradients. Nothing is heard where rows come in smaller parts, where the
-    task reads its logits in a way of its own, or from inside ``torch.compile``; a compiled model is
-    heard where it is itself the one that is listened to.
+    The first forward pass with gradients that gives logits of as many rows is captured; scoring and
+    evaluation are without gradients. Nothing is captured if rows come in smaller parts, if the task
+    reads its logits in a way of its own, or inside ``torch.compile``. A compiled model is captured
+    if it is itself the one that is given here.
 
     Args:
         model: the model being trained.
         task: finds the logits in what the model returns, see ``Task.logits_of``.
         rows: K, how many are trained on.
-        layers: listen to the layers too, from whose inputs the task takes features.
+        layers: capture the layers too, from whose inputs the task takes features.
 
     Attributes:
         predictions: [K, C] its softmax; None before the pass.
-        replay: stands in for the model, says again what it and its layers said, on these rows and
-            without a pass; None before.
+        replay: stands in for the model: returns again what it and its layers returned for these
+            rows, without a pass; None before.
     """
 
     def __init__(self, model: nn.Module, task: Task, rows: int, *, layers: bool = False) -> None:
@@ -40,10 +40,11 @@ class Overheard:
         self.replay: nn.Module | None = None
         self._task, self._rows = task, rows
         self._calls: list[_Call] = []  # of layers, in the pass that runs
-        self._handles = [model.register_forward_hook(_Ear(self))]
+        self._handles = [model.register_forward_hook(_CaptureHook(self))]
         if layers:
             inside = [(name, module) for name, module in model.named_modules() if name]
-            self._handles += [m.register_forward_hook(_Ear(self, name)) for name, m in inside]
+            hooks = [(module, _CaptureHook(self, name)) for name, module in inside]
+            self._handles += [module.register_forward_hook(hook) for module, hook in hooks]
         weakref.finalize(self, _remove, self._handles).atexit = False
 
     def note(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
@@ -52,8 +53,8 @@ class Overheard:
             linear = isinstance(module, nn.Linear)
             self._calls.append(_Call(name, linear, args[0].detach(), output.detach()))
 
-    def hear(self, output: Any) -> None:
-        """Take in what the model returned, where it is of these rows; listens no longer then."""
+    def capture(self, output: Any) -> None:
+        """Take in what the model returned if it is of these rows; then the hooks are removed."""
         calls, self._calls = self._calls, []
         try:
             logits = self._task.logits_of(output)
@@ -62,7 +63,7 @@ class Overheard:
         if logits is not None and logits.dim() == 2 and logits.shape[0] == self._rows:
             logits = logits.detach()
             self.predictions = logits.float().softmax(1)
-            self.replay = _Says(logits, calls)
+            self.replay = _Replay(logits, calls)
             _remove(self._handles)
 
 
@@ -80,38 +81,38 @@ class _Call(NamedTuple):
     returned: Tensor
 
 
-class _Ear:
-    """The hook of one who listens. Copies of the model and files of it have one that is deaf."""
+class _CaptureHook:
+    """Hands on what a module returned. In copies of the model, and files of it, it does nothing."""
 
-    def __init__(self, listener: Overheard | None = None, layer: str = "") -> None:
-        self._listener = (lambda: None) if listener is None else weakref.ref(listener)
+    def __init__(self, captures: CapturedPredictions | None = None, layer: str = "") -> None:
+        self._captures = (lambda: None) if captures is None else weakref.ref(captures)
         self._layer = layer
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return
-        listener = self._listener()
-        if listener is None:
+        captures = self._captures()
+        if captures is None:
             return
         if self._layer:
-            listener.note(self._layer, module, args, output)
+            captures.note(self._layer, module, args, output)
         else:
-            listener.hear(output)
+            captures.capture(output)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Ear, ()
+        return _CaptureHook, ()
 
 
 @final
-class _Says(nn.Module):
-    """Stands in for a model that has run already, its layers for those that were listened to."""
+class _Replay(nn.Module):
+    """Stands in for a model that has run already, its layers for those that were captured."""
 
     def __init__(self, output: Any, calls: Sequence[_Call] = ()) -> None:
         super().__init__()
         self._output = output
         self._given = [call.given for call in calls]
         self._layers = nn.ModuleList(
-            (_SaysLinear if call.linear else _SaysLayer)(call.returned) for call in calls
+            (_ReplayedLinear if call.linear else _ReplayedLayer)(call.returned) for call in calls
         )
         self._named = {call.name: at for at, call in enumerate(calls)}
 
@@ -127,7 +128,7 @@ class _Says(nn.Module):
         return self._output
 
 
-class _SaysLayer(nn.Module):
+class _ReplayedLayer(nn.Module):
     """Stands in for a layer."""
 
     def __init__(self, output: Tensor) -> None:
@@ -138,5 +139,5 @@ class _SaysLayer(nn.Module):
         return self._output
 
 
-class _SaysLinear(_SaysLayer, nn.Linear):
+class _ReplayedLinear(_ReplayedLayer, nn.Linear):
     """Stands in for a linear layer."""

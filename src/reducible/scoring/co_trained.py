@@ -27,8 +27,8 @@ class CoTrained:
         lead: take the learning rate of this optimizer at every step, times ``lr_ratio``.
         lr_ratio: see ``lead``.
         distil: learn the predictions of the model being trained in place of the labels: its
-            softmax on the chosen rows, as the loop overhears it in training, see ``Overheard``.
-            Where nothing is overheard, the model is run once more on them.
+            softmax on the chosen rows, as the loop captures it in training, see
+            ``CapturedPredictions``. If nothing is captured, the model is run once more on them.
         trunk: gives ``model`` its inputs [B, D]; is run as scoring runs a model, without a trace,
             and does not learn. See ``early_exit``.
 

@@ -58,27 +58,27 @@ def measure(
         StoreError: an id without irreducible loss.
         DataError: a batch that the task cannot read, or a loss that is already reduced.
     """
-    asked = Asked(needs, context or {}, groups, samples, seed)
-    return Meter(model, scoring, task=task, store=store).measure(candidates, asked)
+    request = Request(needs, context or {}, groups, samples, seed)
+    return Measurement(model, scoring, task=task, store=store).measure(candidates, request)
 
 
-class Asked(NamedTuple):
-    """What is asked of candidates; see ``measure``."""
+class Request(NamedTuple):
+    """What to measure of candidates; see ``measure``."""
 
     needs: frozenset[str]
     context: Mapping[str, Tensor]
     groups: Tensor | None = None  # [B] int64
     samples: int = 0
     seed: int = 0
-    live: Meter | None = None
+    live: Measurement | None = None
     """Gives the irreducible losses in the store's stead: its losses."""
 
 
-_LOSS_ALONE = Asked(frozenset({"loss"}), {})
+_LOSS_ALONE = Request(frozenset({"loss"}), {})
 
 
 @final
-class Meter:
+class Measurement:
     """``measure`` for one model, scoring, task and store; made once where every step measures."""
 
     def __init__(
@@ -96,9 +96,9 @@ class Meter:
         self._pass = Pass(model, self._scoring)
         self._no_grad = torch.no_grad()
 
-    def measure(self, candidates: Candidates, asked: Asked) -> Evidence:
+    def measure(self, candidates: Candidates, request: Request) -> Evidence:
         """Evidence of the candidates; see the function ``measure``."""
-        needs, context, groups, samples, seed, live = asked
+        needs, context, groups, samples, seed, live = request
         ids, batch = candidates
         model, scoring, task, store = self._model, self._scoring, self._task, self._store
         found: dict[str, Any] = {"context": context}

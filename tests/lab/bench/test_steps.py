@@ -13,7 +13,7 @@ from torch import nn
 from reducible.lab.bench import steps, training
 from reducible.lab.data import TensorSet, fashion_mnist
 from reducible.loop.gate import Gate
-from reducible.loop.trials import Gating
+from reducible.loop.trials import GateTrials
 from reducible.stores import IrreducibleLossStore
 
 KEYS = {"what", "median", "unit", "min", "max", "runs"}
@@ -86,7 +86,7 @@ def test_a_watching_gate_and_its_floor_train_on_the_same_rows(
 
 
 def test_no_trial_comes_due(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Gating, "_probe", None)
+    monkeypatch.setattr(GateTrials, "_probe", None)
     _walk(steps._watched_steps(fashion_mnist("train"), "mlp-64"), number=200)
     monkeypatch.setattr(steps, "Gate", lambda **_: Gate(budget=1.0))
     with pytest.raises(TypeError, match="NoneType"):

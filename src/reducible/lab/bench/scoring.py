@@ -57,11 +57,11 @@ def scoring_costs(name: str, *, repeats: int, compiled: bool = False) -> list[di
         ),
     }
     chosen, ones = (x[:N_B], y[:N_B]), torch.ones(N_B)
-    overheard = torch.full((N_B, 10), 0.1)  # which training tells, for nothing
+    captured = torch.full((N_B, 10), 0.1)  # in training, which costs nothing
 
     def learn_along(learner: CoTrained) -> None:
         measure(learner.model, candidates, frozenset({"loss"}))
-        learner.step(Classification(), chosen, ones, predictions=overheard)
+        learner.step(Classification(), chosen, ones, predictions=captured)
 
     for way, learner in learners.items():
         work[way] = partial(learn_along, learner)
