@@ -129,4 +129,4 @@ def test_who_is_ahead_within_chance_has_not_won() -> None:
     assert verdict({"a": a, "b": torch.arange(1000) < 800}).startswith("a won, by 10.0 points (+8")
     assert verdict({"b": torch.arange(1000) < 800, "a": a}).startswith("a won")
     close = torch.arange(1000).flip(0) < 895  # other mistakes, so that half a point is little
-    assert verdict({"a": a, "b": close}).startswith("nobody won: a is ahead of b by 0.5 points")
+    assert verdict({"a": a, "b": close}).startswith("Nobody won: a is ahead of b by 0.5 points")

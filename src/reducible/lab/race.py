@@ -233,4 +233,4 @@ def verdict(right: Mapping[str, Tensor]) -> str:
     points = f"{100 * d['mean']:.1f} points ({100 * d['low']:+.1f} to {100 * d['high']:+.1f})"
     if d["low"] > 0:
         return f"{best} won, by {points} over {second}"
-    return f"nobody won: {best} is ahead of {second} by {points}, which may be chance"
+    return f"Nobody won: {best} is ahead of {second} by {points}, which may be chance"

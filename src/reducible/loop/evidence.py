@@ -58,6 +58,7 @@ class EvidenceSource:
 
     Attributes:
         forward_flops: FLOPs of one candidate's cheapest scoring pass; None before the first.
+        scoring_phase, watching_phase: what looks are charged to.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class EvidenceSource:
         self._least = least_rows(self._scores_with, scoring)
         self._flops: dict[tuple[frozenset[str], int], float] = {}  # per candidate
         self.forward_flops: float | None = None
+        self.scoring_phase, self.watching_phase = ledger.phase("score"), ledger.phase("evaluate")
 
     def check(self, selector: Selector) -> None:
         """Raise ConfigurationError if ``selector`` needs what cannot be measured here."""
@@ -145,13 +147,19 @@ class EvidenceSource:
         return self._counted(candidates, request)
 
     def request(
-        self, needs: frozenset[str], candidates: Candidates, moment: Moment, *, live: bool
+        self,
+        needs: frozenset[str],
+        candidates: Candidates,
+        moment: Moment,
+        *,
+        samples: int,
+        live: bool,
     ) -> Request:
         """What to ask of candidates for ``needs``: with the context and the groups they name."""
         context = self.context(needs, moment) if needs & CONTEXT else {}
         groups = self._groups_of(candidates) if "groups" in needs else None
         gives = self._live if live else None
-        return Request(needs, context, groups, seed=moment.seed, live=gives)
+        return Request(needs, context, groups, samples, moment.seed, gives)
 
     def context(self, needs: frozenset[str], moment: Moment) -> dict[str, Tensor]:
         """What ``needs`` names of the run: step, epoch, planned updates, group holdout loss."""
@@ -240,10 +248,6 @@ class EvidenceSource:
         self._flops = {(frozenset(needs), s): value for needs, s, value in state["flops"]}
         self.forward_flops = min(self._flops.values(), default=None)
 
-    def phase(self, *, watches: bool) -> Any:
-        """The phase of the ledger that a look is charged to."""
-        return self._ledger.phase("evaluate" if watches else "score")
-
 
 @final
 class View:
@@ -278,11 +282,9 @@ class View:
         source, moment = self._source, self._moment
         if source.learners.any:
             source.learners.finish()  # on the batch before, first
-        with source.phase(watches=self._watches):
+        with source.watching_phase if self._watches else source.scoring_phase:
             here = self._candidates if rows is None else take(self._candidates, rows)
-            request = source.request(needs, here, moment, live=self._live)
-            if samples:
-                request = request._replace(samples=samples)
+            request = source.request(needs, here, moment, samples=samples, live=self._live)
             return source.measure(here, request, moment, watches=self._watches)
 
 
