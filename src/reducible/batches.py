@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 from reducible.types import Candidates, ConfigurationError, DataError
 
 _CONSTANT = (str, bytes, numbers.Number, np.generic, torch.dtype, torch.device, type(None))
-"""What stands in a batch once, for all of its rows."""
+"""Types that stand in a batch once, for all of its rows."""
 
 
 class _Hook(NamedTuple):

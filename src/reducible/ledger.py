@@ -14,7 +14,7 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 
 @dataclass(slots=True)
 class Counts:
-    """What was done, apart from how long it took."""
+    """Counts what was done, apart from how long it took."""
 
     examples_scored: int = 0
     examples_trained: int = 0

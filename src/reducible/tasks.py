@@ -20,33 +20,33 @@ _TOKEN_KEYS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 _NO_LABEL_IS_IGNORED = -(2**62)
 
 Field = str | int | Callable[[Any], Any]
-"""Where something stands in a batch: a key, a position, or a function of the batch."""
+"""Place of something in a batch: a key, a position, or a function of the batch."""
 
 
 class Outputs(NamedTuple):
-    """What a forward pass gives."""
+    """Results of a forward pass."""
 
     logits: Tensor  # [B, C]
-    features: Tensor | None  # [B, D] input of the last linear layer, where asked for
+    features: Tensor | None  # [B, D] input of the last linear layer, if asked for
 
 
 class Task(ABC):
-    """How a model is run on a batch, and what its loss is, example by example."""
+    """Runs a model on a batch, and says what its loss is, example by example."""
 
     @abstractmethod
     def targets(self, batch: Any) -> Tensor | None:
-        """[B] int64 labels of the batch; None where the task has none."""
+        """[B] int64 labels of the batch; None if the task has none."""
 
     @abstractmethod
     def forward(self, model: nn.Module, batch: Any, *, features: bool = False) -> Outputs:
-        """Run the model in the mode it is in; features only where asked for."""
+        """Run the model in the mode it is in; features only if asked for."""
 
     @abstractmethod
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """[B] loss of each example."""
 
     def unpadded(self, batch: Any) -> Any:
-        """``batch`` without padding that no row needs; as it is where there is none."""
+        """``batch`` without padding that no row needs; as it is if there is none."""
         return batch
 
     def logits_of(self, output: Any) -> Tensor | None:
@@ -82,7 +82,7 @@ class _CrossEntropy(Task):
 
     @abstractmethod
     def _call(self, model: nn.Module, batch: Any) -> Any:
-        """What the model returns for the inputs of the batch."""
+        """Returns what the model returns for the inputs of the batch."""
 
     def targets(self, batch: Any) -> Tensor:
         """[B] int64 labels, of whole numbers [B] or [B, 1]."""
@@ -107,7 +107,7 @@ class _CrossEntropy(Task):
         )
 
     def forward(self, model: nn.Module, batch: Any, *, features: bool = False) -> Outputs:
-        """Logits [B, C], and the input of the last linear layer [B, D] where asked for."""
+        """Logits [B, C], and the input of the last linear layer [B, D] if asked for."""
         if not features:
             return Outputs(_logits(self._call(model, batch)), None)
         head = self._head(model, batch)
@@ -177,7 +177,7 @@ class _CrossEntropy(Task):
     def _head_before_pooling(
         self, model: nn.Module, batch: Any, last: nn.Module
     ) -> nn.Module | None:
-        """The linear layer that ran last, where the logits are pooled from its output."""
+        """The linear layer that ran last, if the logits are pooled from its output."""
         return None
 
     @property
@@ -226,7 +226,7 @@ class Classification(_CrossEntropy):
     Args:
         inputs: key, position or function of the batch.
         targets: the same, for the labels.
-        features: name of the last linear layer; found by a trial pass where None.
+        features: name of the last linear layer; found by a trial pass if None.
         label_smoothing: of the cross-entropy, in [0, 1).
     """
 
@@ -264,20 +264,20 @@ class SequenceClassification(_CrossEntropy):
     Such as ``AutoModelForSequenceClassification`` of transformers, or
     ``reducible.lab.encoders.minilm``. Batches are mappings with ``input_ids`` [B, T] int64,
     ``attention_mask`` [B, T], 1 at tokens and 0 at padding, and labels [B]; ``token_type_ids`` and
-    ``position_ids`` go to the model too where they are there, and nothing else does. So the model
+    ``position_ids`` go to the model too if they are there, and nothing else does. So the model
     makes no loss of its own, and texts or lengths may stand in the batch.
 
     Features are what the classifier layer takes in, pooled as the model does it: before the layer,
-    or, where a causal model classifies every token, at the last token of each row.
-    ``Scoring(max_length=…)`` cuts tokens and mask alike, to the start of each text where padding
+    or, if a causal model classifies every token, at the last token of each row.
+    ``Scoring(max_length=…)`` cuts tokens and mask alike, to the start of each text if padding
     stands on the right; of rows padded on the left it would keep the padding.
 
     Args:
-        targets: key or function of the batch, for the labels; found where None under one of
+        targets: key or function of the batch, for the labels; found if None under one of
             labels, label, targets, target, y.
-        features: name of the classifier layer; found by a trial pass where None.
+        features: name of the classifier layer; found by a trial pass if None.
         label_smoothing: of the cross-entropy, in [0, 1).
-        pad_id: the token that pads, to make the mask of where a batch has none.
+        pad_id: the token that pads, from which the mask is made if a batch has none.
     """
 
     def __init__(
@@ -309,7 +309,7 @@ class SequenceClassification(_CrossEntropy):
         }
 
     def _tokens(self, batch: Any) -> dict[str, Tensor]:
-        """What the model is called with."""
+        """Returns what the model is called with."""
         if not isinstance(batch, Mapping) or "input_ids" not in batch:
             raise DataError(
                 f"no 'input_ids' in a batch of {_describe(batch)}: a mapping with input_ids, "
@@ -357,7 +357,7 @@ class SequenceClassification(_CrossEntropy):
     def _head_before_pooling(
         self, model: nn.Module, batch: Any, last: nn.Module
     ) -> nn.Module | None:
-        """The linear layer that ran last, where its rows at the last tokens are the logits."""
+        """The linear layer that ran last, if its rows at the last tokens are the logits."""
         pooled: list[Tensor] = []
 
         def keep(module: nn.Module, _: Any, out: Tensor) -> None:
@@ -401,7 +401,7 @@ def _describe(batch: Any) -> str:
 
 
 def per_example(loss: Tensor, rows: int) -> Tensor:
-    """``loss`` if it is [rows]; raises DataError where it was reduced.
+    """``loss`` if it is [rows]; raises DataError if it was reduced.
 
     >>> import torch
     >>> per_example(torch.ones(3), 3).shape

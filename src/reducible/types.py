@@ -1,4 +1,4 @@
-"""What flows through the library: candidates, evidence, selections, and the errors."""
+"""Defines what flows through the library: candidates, evidence, selections; and its errors."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _HOW_TO_GET = {
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Evidence:
-    """What was measured of a candidate batch. A field is None where nobody asked for it.
+    """Holds what was measured of a candidate batch. A field is None if nobody asked for it.
 
     ``context`` holds what is not per example: ``step``, ``epoch``, ``total_steps`` (0-d int64)
     and ``group_holdout_loss`` ([G]).
@@ -74,11 +74,11 @@ class Evidence:
     mc_logits: Tensor | None = None  # [S, B, C] S passes with dropout on
     irreducible_loss: Tensor | None = None  # [B]
     group_irreducible_loss: Tensor | None = None  # [B, G]
-    groups: Tensor | None = None  # [B] int64; the class, where nothing else is given
+    groups: Tensor | None = None  # [B] int64; the class, if nothing else is given
     context: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def require(self, name: str) -> Tensor:
-        """The field or context entry ``name``; raises MissingEvidence where it was not measured."""
+        """The field or context entry ``name``; raises MissingEvidence if it was not measured."""
         value = getattr(self, name) if name in _FIELDS else self.context.get(name)
         if value is None:
             there = [n for n in EVIDENCE_FIELDS if getattr(self, n) is not None]
@@ -89,7 +89,7 @@ class Evidence:
         return value
 
     def rows(self, index: Tensor) -> Evidence:
-        """The same evidence for the candidates at ``index`` ([M] int64) only."""
+        """Returns the same evidence for the candidates at ``index`` ([M] int64) only."""
         changes: dict[str, Any] = {}
         for name in EVIDENCE_FIELDS:
             value = getattr(self, name)
@@ -105,7 +105,7 @@ CONTEXT_KEYS = ("step", "epoch", "total_steps", "group_holdout_loss")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Selection:
-    """Which candidates to train on, and how much each counts."""
+    """Says which candidates to train on, and how much each counts."""
 
     index: Tensor  # [K] int64 positions in the candidate batch, K <= k
     weight: Tensor  # [K] multiplies the per-example loss

@@ -1,4 +1,4 @@
-"""What selection costs, and what it must save.
+"""Measures what selection costs, and says what it must save.
 
 - ``payoff``: the break-even point on a model of one's own; timing in turns
 - ``fidelity``: how faithful cheap scoring is

@@ -1,4 +1,4 @@
-"""How faithful cheap scoring is to exact scoring, and what it costs beside training."""
+"""Measures how faithful cheap scoring is to exact scoring, and what it costs beside training."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Fidelity:
 def rank_correlation(a: Tensor, b: Tensor) -> float:
     """Spearman's ρ of a and b, both [B]: the correlation of their ranks, those of ties averaged.
 
-    NaN where one of them is constant. Spearman, "The proof and measurement of association between
+    NaN if one of them is constant. Spearman, "The proof and measurement of association between
     two things", 1904.
 
     >>> round(rank_correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([9.0, 10.0, 99.0])), 6)
@@ -135,7 +135,7 @@ def fidelity(
     as old as they are at the last one; remembered losses are charged by the share of rows scored.
 
     Args:
-        model: the model being trained; scored as it is where there is no optimizer.
+        model: the model being trained; scored as it is if there is no optimizer.
         candidates: candidate batches, all of one size n_B.
         store: of irreducible losses.
         ways: name → how; a Scoring, or a scorer, alone stands for a ScoringMethod with it.
@@ -223,7 +223,7 @@ class _Scored(NamedTuple):
     """A candidate batch with its scores at a step."""
 
     candidates: Candidates
-    scores: Tensor  # [B] reducible losses; −inf where a row was not scored
+    scores: Tensor  # [B] reducible losses; −inf if a row was not scored
     step: int
 
 
@@ -264,7 +264,7 @@ class _Entrant:
         self._asked = self._scored = 0  # rows, in the batches compared
 
     def rows(self, size: int) -> int:
-        """How many of ``size`` candidates it scores."""
+        """Returns how many of ``size`` candidates it scores."""
         return max(1, round(self.way.share * size))
 
     def part(self, candidates: Candidates) -> Candidates:
@@ -295,7 +295,7 @@ class _Entrant:
         return scores
 
     def see(self, exact: _Scored, *, compared: bool) -> None:
-        """Score a batch where it is compared, or must be remembered; compare what is due."""
+        """Score a batch if it is compared, or must be remembered; compare what is due."""
         here, _, step = exact
         if compared or self.way.scoring.max_age:
             counts, before = self._ledger.counts, self._ledger.counts.examples_scored
@@ -313,7 +313,7 @@ class _Entrant:
             self.overlaps.append(overlap(now, mine.scores, self.picks))
 
     def learn(self, chosen: Candidates) -> None:
-        """Step a scorer that learns along, as the loop does where it hands out a batch."""
+        """Step a scorer that learns along, as the loop does when it hands out a batch."""
         weights = torch.ones(chosen.ids.numel(), device=device_of(self._model))
         self._learners.learn(chosen.batch, weights)
 
@@ -324,7 +324,7 @@ class _Entrant:
 
     @property
     def share_scored(self) -> float:
-        """Of the rows it was asked for, those that were not remembered."""
+        """Share of the rows it was asked for that it scored, and did not remember."""
         return self._scored / self._asked
 
     def passes(self, candidates: Candidates) -> Callable[[], Any]:

@@ -1,4 +1,4 @@
-"""What selection must save on a user's own model before it pays."""
+"""Measures what selection must save on a user's own model before it pays."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Setting:
 @final
 @dataclass(frozen=True, slots=True)
 class BreakEven:
-    """What was measured on a model.
+    """Holds what was measured on a model, and prints it.
 
     Attributes:
         forward_over_step: f, scoring one example exactly over training on one.

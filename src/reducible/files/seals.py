@@ -73,11 +73,11 @@ class Seals:
 
 
 def count(data: bytes) -> int:
-    """How many checksums ``data`` holds."""
+    """Returns how many checksums ``data`` holds."""
     return len(_SEAL.findall(data))
 
 
 def _place(record: bytes) -> tuple[int, int] | None:
-    """Where the one checksum of a record stands; None if there is none, or more than one."""
+    """Finds the one checksum of a record; None if there is none, or more than one."""
     found = [match.span() for match in _SEAL.finditer(record)]
     return found[0] if len(found) == 1 else None

@@ -17,11 +17,11 @@ _ODD = 0x9E3779B97F4A7C15 - 2**64  # 2**64 over the golden ratio, as int64
 
 
 def input_hashes(batch: Any, targets: Tensor) -> Tensor | None:
-    """Returns a number per row that is equal where all inputs are: [B] int64, or None.
+    """Returns a number per row that is equal if all inputs are: [B] int64, or None.
 
     A multilinear hash of the bits, Σ_j v_ij·m_j mod 2^64: zeros behind the end change nothing, so
     that padding to another length makes no other row. Columns of whole numbers, [B], such as
-    labels or lengths, are no inputs, nor are the targets; None where nothing is left.
+    labels or lengths, are no inputs, nor are the targets; None if nothing is left.
 
     Args:
         batch: tensors that lead with B, nested as they may be.
@@ -36,7 +36,7 @@ def input_hashes(batch: Any, targets: Tensor) -> Tensor | None:
 
 
 def warn_of_copies(hashes: Tensor, ids: Tensor, fold_of: Tensor) -> None:
-    """Warn where rows of equal inputs lie in different folds, naming ids.
+    """Warn if rows of equal inputs lie in different folds, naming ids.
 
     Args:
         hashes: [N] int64 of ``input_hashes``.

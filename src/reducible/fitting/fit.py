@@ -90,21 +90,21 @@ class FitOptions(TypedDict, total=False):
 
 @dataclass(slots=True)
 class Scores:
-    """What one model says of the examples it never saw."""
+    """Holds what one model says of the examples it never saw."""
 
     ids: Tensor  # [N] int64
-    labels: Tensor  # [N] int64, or [N, L] where an example has several
+    labels: Tensor  # [N] int64, or [N, L] if an example has several
     loss: Tensor  # [N] float32, or [N, G]
     floor_rows: Tensor  # [M, C] p(k | x) of at most _FLOOR_ROWS rows
     floor_labels: Tensor  # [M] int64, or [M, L], labels of the same rows
-    hashes: Tensor | None = None  # [N] int64 of the inputs, where asked for
+    hashes: Tensor | None = None  # [N] int64 of the inputs, if asked for
     model_name: str = ""
     kept_epoch: float = 0.0
     mean_losses: list[float] = field(default_factory=list[float])
 
 
 class Objective(Protocol):
-    """What a fit minimises, what it scores with, and by what it tells checkpoints apart."""
+    """Defines what a fit minimises, how it scores, and the loss that picks the checkpoint."""
 
     def update_loss(self, model: nn.Module, candidates: Candidates, targets: Tensor) -> Tensor:
         """[B] loss of each example in an update."""
@@ -121,13 +121,13 @@ class Objective(Protocol):
         ...
 
     def whole(self) -> Objective:
-        """What the kept checkpoint is scored with; itself where ``score`` leaves nothing out."""
+        """Scores the kept checkpoint; itself if ``score`` leaves nothing out."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class MeanLoss:
-    """The task's loss, each example weighted by ``weight(candidates, targets)`` where given.
+    """The task's loss, each example weighted by ``weight(candidates, targets)`` if given.
 
     Attributes:
         task: what batches mean.
@@ -211,7 +211,7 @@ class Fit:
         self._flops_per_scored: float | None = None
         self._updates = 0
         self.weights: dict[str, Tensor] = {}
-        """Of the checkpoint that the last run kept."""
+        """Epoch of the checkpoint that the last run kept."""
 
     @contextmanager
     def charged(self) -> Iterator[None]:
@@ -360,7 +360,7 @@ class Fit:
         )
 
     def _checked(self, scored: Any) -> Any:
-        """The rows of ``scored`` that checkpoints are told apart by; all where they are few."""
+        """The rows of ``scored`` that checkpoints are told apart by; all if they are few."""
         if self.check_rows is None or len(scored) <= self.check_rows:
             return scored
         drawn = random.Random(self.seed).sample(range(len(scored)), self.check_rows)
@@ -418,7 +418,7 @@ def _noise(parts: list[Scores], *, columns: bool) -> dict[str, Any]:
 
 
 def candidate_batches(dataset: Any, batch_size: int, *, shuffle: bool, **options: Any) -> Any:
-    """Candidate batches; whole batches at once where the data set is in memory."""
+    """Candidate batches; whole batches at once if the data set is in memory."""
     if hasattr(dataset, "loader"):
         return dataset.loader(batch_size, shuffle=shuffle, drop_last=False)
     return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, **options)

@@ -79,7 +79,7 @@ def cross_fit_irreducible_loss(
         train: map-style data set of Candidates.
         folds: K ≥ 2.
         groups: [max id + 1] int64, by id: examples of one group stay in one fold, such as copies
-            of an image, views of an object, texts of an author. Each its own where None.
+            of an image, views of an object, texts of an author. Each its own if None.
         options: see FitOptions; ``start_from`` and ``save_model`` do not apply.
 
     Returns:
@@ -159,12 +159,12 @@ def fit_group_irreducible_loss(
         make_model: makes one model.
         holdout: map-style data set of Candidates.
         train: the same, disjoint from the holdout.
-        groups: [max id + 1] int64, the group of each id; the class where None.
-        num_groups: G; found from the groups, or from the labels of the holdout, where None.
+        groups: [max id + 1] int64, the group of each id; the class if None.
+        num_groups: G; found from the groups, or from the labels of the holdout, if None.
         gamma: extra weight of a group's own examples, ≥ 0.
         shared: fit one network with a low-rank adapter per group in one run, in the place of G
             networks in G runs.
-        rank: of the adapters, where shared.
+        rank: of the adapters, if shared.
         options: see FitOptions; ``start_from`` and ``save_model`` do not apply.
 
     Returns:
@@ -288,7 +288,7 @@ def _with_adapters(
     return GroupAdapters(network, task, features.shape[1], logits.shape[1], groups, rank)
 
 
-_GROUPS_AT_ONCE = 10  # that an update and a check of a checkpoint look at, where there are more
+_GROUPS_AT_ONCE = 10  # that an update and a check of a checkpoint look at, if there are more
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,7 +339,7 @@ class _AdaptedLoss:
         return (loss * self._weight(candidates.ids, targets, groups)).mean(dim=1)
 
     def _without_adapters(self, model: nn.Module, batch: Any, targets: Tensor) -> Tensor:
-        """[B]: where all groups are the network itself, with the mean of an example's weights."""
+        """[B]: while all groups are the network itself, with the mean of an example's weights."""
         logits = self.task.forward(model.get_submodule("network"), batch).logits  # [B, C]
         loss = self._smoothed(self.task.loss(logits, targets), logits)
         return (1.0 + self.gamma / self.groups) * loss

@@ -95,7 +95,7 @@ Next:
 def demo(
     out: OutOption = Path("runs/demo"), seed: SeedOption = 0, max_steps: StepsOption = None
 ) -> None:
-    """Does selection pay? Real images, wrong labels among them: in seconds, then in steps."""
+    """Ask whether selection pays, on real images: in seconds, then in steps."""
     from rich.console import Console
 
     from reducible.lab.demo import SECONDS, STEPS, run_demo
@@ -233,7 +233,7 @@ def check(
 
 @app.command()
 def selectors(as_json: JsonOption = False) -> None:
-    """The selection rules: what they choose, need and cost, and what is said against them."""
+    """List the selection rules: what they choose, need and cost, what is said against them."""
     from reducible.lab.method_pages import describe
     from reducible.selectors import SELECTORS
 
@@ -242,7 +242,7 @@ def selectors(as_json: JsonOption = False) -> None:
 
 @app.command()
 def recipes(as_json: JsonOption = False) -> None:
-    """The named runs."""
+    """List the named runs."""
     from reducible.lab.recipes import RECIPES
 
     if as_json:
@@ -270,7 +270,7 @@ def report(
         Path | None, typer.Option("--out", help="Folder for the figure; the first DIR by default.")
     ] = None,
 ) -> None:
-    """Table and figure from the records of runs."""
+    """Draw a table and a figure from the records of runs."""
     from rich.console import Console
 
     from reducible.lab.report.folders import report as make_report
@@ -304,7 +304,7 @@ def break_even(
         ),
     ],
 ) -> None:
-    """What selection must save on your own model before it pays."""
+    """Measure what selection must save on your own model before it pays."""
     import importlib
     import sys
 
@@ -334,7 +334,7 @@ def bench(
     as_json: JsonOption = False,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions.")] = False,
 ) -> None:
-    """What selection costs on this machine, beside its floor."""
+    """Measure what selection costs on this machine, beside its floor."""
     from reducible.lab.bench import run_bench
 
     with _plain_errors():

@@ -1,4 +1,4 @@
-"""What was chosen, counted: how much of it was corrupted, already correct, seen before."""
+"""Counts what was chosen: how much of it was corrupted, already correct, seen before."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _COUNTS = ("chosen", "corrupted", "corrupted_of", "already_correct", "already_co
 
 
 class ChosenCounts:
-    """What the chosen points were: corrupted, already correct, of which class, how often the same.
+    """Counts the chosen points: corrupted, already correct, of each class, chosen before.
 
     Shares are totals over totals, so a step with no corrupted point counts like any other. Adding
     keeps the step's tensors on their device; they are counted at ``take``, ``overall`` and
@@ -51,7 +51,7 @@ class ChosenCounts:
         ``ids`` and ``targets`` are [K] int64, ``correct`` and ``corrupted`` [K] bool. ``correct``
         says whether the model was right before this update, ``corrupted`` whether the label is
         known to be wrong. Where nobody knows, leave it out: its share is then of the points for
-        which somebody did, and None where there are none.
+        which somebody did, and None if there are none.
         """
         for name, value in (("targets", targets), ("correct", correct), ("corrupted", corrupted)):
             if value is not None and value.shape != ids.shape:
@@ -67,7 +67,7 @@ class ChosenCounts:
             self._count()
 
     def take(self) -> dict[str, Any]:
-        """What was chosen since the last ``take``; distinct ids and repeats of the whole run."""
+        """Reports choices since the last ``take``; distinct ids and repeats of the whole run."""
         self._count()
         taken = self._report(self._since)
         self._overall += self._since
@@ -75,7 +75,7 @@ class ChosenCounts:
         return taken
 
     def overall(self) -> dict[str, Any]:
-        """What was chosen in the whole run, in the same words."""
+        """Reports the choices of the whole run, in the same words."""
         self._count()
         return self._report(self._overall + self._since)
 
@@ -86,7 +86,7 @@ class ChosenCounts:
         return {name: getattr(self, f"_{name}").clone() for name in names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state_dict()``; raises ReducibleError where it counted other classes."""
+        """Go on from ``state_dict()``; raises ReducibleError if it counted other classes."""
         classes = len(state["since"]) - len(_COUNTS)
         if classes != self._num_classes:
             raise ReducibleError(

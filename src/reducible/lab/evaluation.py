@@ -1,4 +1,4 @@
-"""How good a model is: its accuracy and loss on a data set."""
+"""Judges a model: its accuracy and loss on a data set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from reducible.tasks import Classification, SequenceClassification
 @final
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """How good a model is.
+    """Says how good a model is.
 
     Attributes:
         accuracy: share of correct predictions.

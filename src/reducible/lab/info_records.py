@@ -1,4 +1,4 @@
-"""What a rule says of its choices, and what shadows would have chosen, beside the picks.
+"""Records what a rule says of its choices, and what shadows would choose, beside the picks.
 
 Reading needs no torch, as in ``records``.
 """

@@ -12,7 +12,7 @@ _STORED = {"irreducible_loss", "group_irreducible_loss"}
 
 
 def cost(row: Row) -> str:
-    """What a rule costs per candidate, from the evidence it needs.
+    """Says what a rule costs per candidate, from the evidence it needs.
 
     >>> cost(SELECTORS["rho"])
     'one forward pass, one look-up'

@@ -176,7 +176,7 @@ def evidence_of(make_model: Callable[[], nn.Module], *, meta: bool = True) -> fr
     ``mc_logits`` need dropout, ``features`` a linear layer.
 
     Args:
-        make_model: is called once; where random streams move, they are put back.
+        make_model: is called once; if random streams move, they are put back.
         meta: make it without memory for its weights; not for models that load some.
     """
     with torch.random.fork_rng([]), torch.device("meta" if meta else "cpu"):

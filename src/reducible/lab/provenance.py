@@ -23,7 +23,7 @@ def versions() -> dict[str, str]:
 
 
 def current_commit() -> str:
-    """Short name of the commit that is run, ``-dirty`` where files differ from it."""
+    """Short name of the commit that is run, ``-dirty`` if files differ from it."""
     try:
         said = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--exclude=*"],

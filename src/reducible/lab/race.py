@@ -207,7 +207,7 @@ def slug(name: str) -> str:
 
 
 def difference(right: Tensor, other: Tensor) -> dict[str, float]:
-    """How much more often ``right`` ([N] bool) is true than ``other``, over the same N examples.
+    """Measures how much more often ``right`` ([N] bool) is true than ``other`` ([N]).
 
     Returns:
         The mean difference and its 95 % interval, by the normal approximation.

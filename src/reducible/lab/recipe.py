@@ -33,7 +33,7 @@ _FORMERLY = {"refresh": "rescore"}  # setting in old records → what it is call
 
 
 class RuleFacts(NamedTuple):
-    """What the loop must know of a recipe's rule before it runs; see ``Selector``."""
+    """Tells the loop of a recipe's rule before it runs; see ``Selector``."""
 
     needs: frozenset[str]
     samples: int
@@ -65,7 +65,7 @@ class Recipe(_Kept):
         train_on: what updates are made on; with the holdout, or on it alone, as baselines.
         train_examples: size of the train set D, cut from the training images.
         holdout_examples: size of the holdout, disjoint from D; 0: none.
-        validation_examples: cut from the training images; where there are any, runs are evaluated
+        validation_examples: cut from the training images; if there are any, runs are evaluated
             on them and never on the test set. For choosing settings.
         noise: ``"flip"`` to any other class; ``"asymmetric"``: to the class that a small model
             confuses with it; ``"web-like"``: flips, a third of the rows five times, two classes ten
@@ -85,7 +85,7 @@ class Recipe(_Kept):
         plan: what irreducible losses decide before training, see Plan.
         plan_multiple: of the noise floor, see ``noise_floor_filter``.
         plan_exponent: of the sampling weights.
-        scorer: the same, for a co-trained scorer; none where empty.
+        scorer: the same, for a co-trained scorer; none if empty.
         distil: the scorer learns what the model predicts, in place of the labels.
         scoring: how candidates are scored.
         select_until: share of the steps at which the rule chooses; after them, chance does.
@@ -186,7 +186,7 @@ class Recipe(_Kept):
         self._check_scoring()
 
     def _check_schedule(self) -> None:
-        """Raise ConfigurationError where the rule cannot be scheduled as asked."""
+        """Raise ConfigurationError if the rule cannot be scheduled as asked."""
         require_between("select_until", self.select_until, 0.0, 1.0, open_low=True)
         require_between("select_anneal", self.select_anneal, 0.0, self.select_until)
         require_between("random_share", self.random_share, 0.0, 1.0, open_high=True)
@@ -201,7 +201,7 @@ class Recipe(_Kept):
         )
 
     def _check_models(self) -> None:
-        """Raise ConfigurationError where a model is unknown, or cannot read the data."""
+        """Raise ConfigurationError if a model is unknown, or cannot read the data."""
         for name in ("model", "irreducible_model", "scorer"):
             model = getattr(self, name)
             if name == "scorer" and not model:
@@ -215,7 +215,7 @@ class Recipe(_Kept):
                 )
 
     def _check_rule(self) -> None:
-        """Raise ConfigurationError where the rule does not go with the other settings."""
+        """Raise ConfigurationError if the rule does not go with the other settings."""
         rule = self.facts
         if rule.lr_ratio is not None and self.irreducible_from == "cross-fit":
             raise ConfigurationError(
@@ -244,7 +244,7 @@ class Recipe(_Kept):
             )
 
     def _check_scoring(self) -> None:
-        """Raise ConfigurationError where candidates cannot be scored so; here, not mid-run."""
+        """Raise ConfigurationError if candidates cannot be scored so; here, not mid-run."""
         if self.distil and not self.scorer:
             raise ConfigurationError(
                 "distil=True, but there is no scorer to learn what the model predicts. Take "
@@ -302,7 +302,7 @@ class Recipe(_Kept):
 
     @property
     def task(self) -> Classification | SequenceClassification:
-        """What a batch of the data means."""
+        """Says what a batch of the data means."""
         return SequenceClassification() if self.of_texts else Classification()
 
     def make_rule(self) -> Selector:
@@ -318,7 +318,7 @@ class Recipe(_Kept):
 
     @property
     def facts(self) -> RuleFacts:
-        """What the rule needs and how it decides; told once, of a rule that is not run."""
+        """Says what the rule needs and how it decides; told once, of a rule that is not run."""
         try:
             return self._facts
         except AttributeError:
@@ -412,7 +412,7 @@ def _own_settings() -> set[str]:
 
 
 def _as_type(name: str, text: str, old: Any) -> Any:
-    """``text`` as a value of the type of ``old``; a number, or null, where ``old`` is None."""
+    """``text`` as a value of the type of ``old``; a number, or null, if ``old`` is None."""
     if isinstance(old, str):
         return text
     try:

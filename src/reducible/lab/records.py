@@ -51,7 +51,7 @@ def write_json(path: str | Path, obj: Any, *, sealed: bool = False) -> None:
 
     ``sealed`` adds a checksum to an object, under the key ``check``, for ``read_json``.
 
-    Raises ReducibleError, naming the entry, where ``obj`` holds NaN or infinity (JSON has neither).
+    Raises ReducibleError, naming the entry, if ``obj`` holds NaN or infinity (JSON has neither).
     """
     text = _json(obj | {"check": BLANK} if sealed else obj, indent=2) + b"\n"
     with replacing(path) as temporary, open(temporary, "wb") as file:
@@ -59,7 +59,7 @@ def write_json(path: str | Path, obj: Any, *, sealed: bool = False) -> None:
 
 
 def read_json(path: str | Path, *, sealed: bool = False) -> Any:
-    """What ``write_json`` wrote; raises ReducibleError if that is not what the file holds.
+    """Reads what ``write_json`` wrote; raises ReducibleError if that is not what the file holds.
 
     A checksum is checked and left out. ``sealed``: there must be one.
     """
@@ -248,10 +248,10 @@ def _batch(steps: list[int], lengths: list[int], columns: list[Tensor]) -> pa.Re
 
 
 def read_picks(path: str | Path) -> pa.Table:
-    """Every pick up to the last complete flush, also where the writer was killed or still runs.
+    """Every pick up to the last complete flush, also if the writer was killed or still runs.
 
     Returns a table of the columns named at ``PickWriter``. Warns of a last record that was cut.
-    Raises ReducibleError where the file holds no readable header, something other than picks, or
+    Raises ReducibleError if the file holds no readable header, something other than picks, or
     what was not written so.
     """
     import pyarrow as pa
@@ -354,8 +354,8 @@ def summarise(
 ) -> tuple[int, float] | tuple[None, None]:
     """Steps and seconds at which ``curve``, [[step, seconds, accuracy], …], reached ``target``.
 
-    That is the first evaluation where the mean of three consecutive ones, it and the two before, is
-    at or above the target: one crossing of a noisy curve says little. (None, None): never reached.
+    That is the first evaluation at which the mean of three consecutive ones, it and the two before,
+    is at or above the target: one crossing of a noisy curve says little. (None, None): never.
 
     >>> summarise([[10, 1.0, 0.6], [20, 2.0, 0.9], [30, 3.0, 0.6], [40, 4.0, 0.9]], 0.8)
     (40, 4.0)

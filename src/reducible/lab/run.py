@@ -258,7 +258,7 @@ def target_of(baseline: Path) -> float:
 
 
 def refuse_used_folder(out: Path) -> None:
-    """Raise ConfigurationError where ``out`` is a file or holds a run."""
+    """Raise ConfigurationError if ``out`` is a file or holds a run."""
     if out.exists() and not out.is_dir():
         raise ConfigurationError(f"{out} is a file; name a folder for the run.")
     held = [n for n in ("config.json", "metrics.jsonl", "summary.json") if (out / n).exists()]

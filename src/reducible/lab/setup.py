@@ -1,4 +1,4 @@
-"""What a recipe's rule is given: irreducible losses, a plan, a proxy, models that learn along."""
+"""Makes what a recipe's rule is given: irreducible losses, a plan, models that learn along."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def make_plan(
 def candidate_loader(
     recipe: Recipe, splits: Splits, plan: Plan | None, *, generator: torch.Generator
 ) -> Any:
-    """Candidate batches in the order of the plan, or shuffled where there is none."""
+    """Candidate batches in the order of the plan, or shuffled if there is none."""
     train = splits.train
     if plan is None:
         return train.loader(recipe.n_candidates, generator=generator, workers=recipe.workers)

@@ -38,12 +38,12 @@ class Splits:
 
     Attributes:
         train: D, with its wrong labels.
-        holdout: disjoint from D; None where the recipe has none.
+        holdout: disjoint from D; None if the recipe has none.
         test: what runs are evaluated on: the test set, or a validation part of the training data.
         corrupted: [max id + 1] bool, whether a train id's label is wrong.
         scored: what a model of the holdout gives irreducible losses to: all of ``train`` that is
             not of the holdout.
-        copies: [max id + 1] int64, a number for each train id that its copies share; None where
+        copies: [max id + 1] int64, a number for each train id that its copies share; None if
             there are no copies.
     """
 
@@ -107,7 +107,7 @@ def _joined_copies(first: Tensor | None, n: int, second: Tensor | None, m: int) 
 
 
 def _pool_and_test(dataset: str) -> tuple[TensorSet | TokenSet, TensorSet | TokenSet]:
-    """What train set, holdout and validation set are cut from, and the test set."""
+    """Loads what train set, holdout and validation set are cut from, and the test set."""
     if dataset == "film-sentences":
         data = sentiment(minilm_tokenizer())
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))

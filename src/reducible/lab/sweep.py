@@ -99,7 +99,7 @@ class _Job(NamedTuple):
 def _up_to_date(
     recipe: Recipe, seeds: Sequence[int], *, work: Path, results: Path, commit: str
 ) -> Path:
-    """The newest results file, written anew where a kill kept a finished run out of it."""
+    """The newest results file, written anew if a kill kept a finished run out of it."""
     files = sorted((results / recipe.name).glob("*.json"), key=lambda path: path.stat().st_mtime)
     if files:
         held = {run["seed"] for run in read_json(files[-1])["seeds"]}
@@ -218,7 +218,7 @@ def _finished(work: Path, recipe: Recipe, seed: int) -> bool:
 
 @contextmanager
 def _workers(processes: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes for the runs; where the body fails, they write checkpoints and start no other."""
+    """Processes for the runs; if the body fails, they write checkpoints and start no other."""
     context = multiprocessing.get_context("spawn")
     heard, told = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(
@@ -309,7 +309,7 @@ def _costs(
 
 
 def _kind(recipe: Recipe) -> str:
-    """The same for recipes whose runs cost alike, step by step."""
+    """Returns a key that recipes share whose runs cost alike, step by step."""
     alike = replace(
         recipe,
         name="",

@@ -1,4 +1,4 @@
-"""What is read from data sets and loaders before anything is scored.
+"""Reads data sets and loaders, before anything is scored.
 
 - ``labels``: labels and keys as people have them
 - ``fetching``: whole batches from data sets that can give them

@@ -80,7 +80,7 @@ def key_ids(keys: Any) -> Tensor:
 
 
 def _what(found: Any) -> str:
-    """What was found in the place of labels, and the way from it to labels."""
+    """Describes what was found in the place of labels, and the way from it to labels."""
     if not isinstance(found, Tensor):
         return _no_tensor(found)
     what = f"{str(found.dtype).removeprefix('torch.')} of shape {tuple(found.shape)}"

@@ -32,7 +32,7 @@ Indices = list[int]
 
 
 def index_batches(loader: Any) -> Iterable[Indices] | None:
-    """What yields the index lists of ``loader``'s batches; None where it has no such thing.
+    """Finds what yields the index lists of ``loader``'s batches; None if there is no such thing.
 
     That is a plain DataLoader over a map-style data set which batches by index. A subclass may
     add behaviour of its own, so it is left alone.
@@ -75,7 +75,7 @@ def as_it_is(batch: Any) -> Any:
 def never_repeats(loader: Any) -> bool:
     """Whether no batch of ``loader`` can hold an item twice, as far as can be told.
 
-    So it is where batches are cut from one walk over the data set and collated as usual.
+    So it is if batches are cut from one walk over the data set and collated as usual.
     """
     batches = index_batches(loader)
     if type(batches) is not BatchSampler or loader.collate_fn not in _AS_USUAL:
@@ -90,7 +90,7 @@ _AS_USUAL = (as_it_is, default_collate, default_convert)
 
 
 def batch_size_of(loader: Any) -> int | None:
-    """Rows per batch of a loader, where it says so."""
+    """Rows per batch of a loader, if it says so."""
     for owner in (loader, getattr(loader, "batch_sampler", None), getattr(loader, "sampler", None)):
         size = getattr(owner, "batch_size", None)
         if isinstance(size, int):
@@ -161,7 +161,7 @@ def refuse_repeats(loader: Any) -> None:
 
 
 def why_repeats(loader: Any) -> str:
-    """Why ``loader`` may give rows more than once, and what to do."""
+    """Says why ``loader`` may give rows more than once, and what to do."""
     order = _row_sampler(loader)
     name = type(order).__name__
     once = "so a candidate batch may hold a row more than once, which would be trained on twice"
@@ -203,7 +203,7 @@ def why_repeats(loader: Any) -> str:
         )
     return (
         "Either the loader's collate function repeats rows, or two items of its data set have one "
-        "id, as where a Subset names a row twice."
+        "id, as when a Subset names a row twice."
     )
 
 
@@ -211,7 +211,7 @@ _ONCE = (SequentialSampler, RandomSampler)
 
 
 def _row_sampler(loader: Any) -> Any:
-    """What draws the rows of a loader's batches, as far down as it can be seen."""
+    """Finds what draws the rows of a loader's batches, as far down as it can be seen."""
     order: Any = getattr(loader, "batch_sampler", None)
     if order is None:
         order = getattr(loader, "sampler", None)
@@ -252,7 +252,7 @@ class OrderDigest:
             raise self._another(f"{self.count} batches that are not those")
 
     def end(self) -> None:
-        """Raises DataError where the order ends before the place at which it was left."""
+        """Raises DataError if the order ends before the place at which it was left."""
         if self.count < self._known:
             raise self._another(f"{self.count} batches, where there were {self._known},")
 
@@ -268,7 +268,7 @@ class OrderDigest:
 
 
 def _as_bytes(part: Any) -> bytes:
-    """The same bytes for the same part in every process; none where it is of an unknown kind."""
+    """Returns the same bytes for the same part in every process; none for an unknown kind."""
     try:
         return marshal.dumps(part, 0)  # faster than an array of the list; version 0 knows no names
     except ValueError:
@@ -368,7 +368,7 @@ class Reordered:
 
 
 def rebuilt(loader: DataLoader[Any], order: Reordered, **changes: Any) -> DataLoader[Any]:
-    """The same loader over another order of index lists; ``changes`` are arguments of its own."""
+    """Builds the same loader over another order; ``changes`` are arguments of its own."""
     batching: dict[str, Any] = (
         {"batch_sampler": order}
         if loader.batch_sampler is not None

@@ -64,7 +64,7 @@ class Reader:
         self._workers = Workers(loader) if told else None
         self._keeps_state = not self.reads_ahead and _is_stateful(loader)
         self._states = [None, None] if looks_back and self._keeps_state else None
-        self._loaded = OrderDigest()  # of the ids, where the order cannot be read ahead
+        self._loaded = OrderDigest()  # of the ids, if the order cannot be read ahead
         self._order: dict[str, Any] | None = None  # what this pass's order began from
         self._state: dict[str, Any] | None = None  # loaded, and not yet gone on from
         self._warned = False
@@ -179,7 +179,11 @@ class Reader:
                 self._reads.generator = mine
 
     def place(self, position: int, ids: Tensor | None = None) -> int:
-        """How far the pass has been read with the batch loaded last, and ``position`` before it.
+        """Returns how far the pass has been read with the batch loaded last.
+
+        Args:
+            position: how far before it.
+            ids: of the batch, [B] int64.
 
         Raises:
             DataError: the batch is not that of before the stop.
@@ -202,7 +206,7 @@ class Reader:
         self._order = None
 
     def state_dict(self, *, back: bool = False) -> dict[str, Any]:
-        """What the order is drawn again from, and where workers or a loader with a state are.
+        """Saves what the order is drawn again from, and where workers or a loader's state are.
 
         Args:
             back: as before the last batch.

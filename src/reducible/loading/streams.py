@@ -106,7 +106,7 @@ _SOURCES = (torch.Generator, random.Random, np.random.Generator, np.random.Rando
 
 
 def _with_epochs(loader: Any) -> list[Any]:
-    """What counts epochs: the loader, its samplers, and a data set that is told of them."""
+    """Yields what counts epochs: the loader, its samplers, a data set that is told of them."""
     dataset = getattr(loader, "dataset", None)
     owners = _owners(loader)
     if callable(getattr(dataset, "set_epoch", None)):

@@ -38,7 +38,7 @@ class Beginning:
     """Initialises a worker as ``init`` does, then sets its streams.
 
     Attributes:
-        streams: of each worker; None where they begin as workers' streams do.
+        streams: of each worker; None if they begin as workers' streams do.
     """
 
     def __init__(self, init: Callable[[int], Any] | None) -> None:
@@ -60,7 +60,7 @@ def _set(streams: list[str | None], worker: int) -> None:
 
 @final
 class Workers:
-    """Where the streams of a loader's workers are after the batches taken so far.
+    """Saves where the streams of a loader's workers are, after the batches taken so far.
 
     Batches go round the workers in turn, and every pass begins with worker 0. A resumed pass would
     too, so the workers before the one whose turn it is load the next batch in vain.
@@ -74,7 +74,7 @@ class Workers:
         self._last: str | None = None  # the streams of the last batch's worker before it
 
     def begin(self, *, awake: bool) -> None:
-        """A pass begins, with workers of the one before where they are awake."""
+        """A pass begins, with workers of the one before if they are awake."""
         self._turn = 0
         if not awake:
             self.streams = [None] * len(self.streams)

@@ -1,4 +1,4 @@
-"""What a SelectingLoader is made of, from what it is given; raises where that cannot work."""
+"""Builds and checks the parts of a SelectingLoader, from what it is given."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def check_settings(
 
 
 def check_data(loader: Any, store: IrreducibleLossStore | None, groups: Tensor | None) -> bool:
-    """Raise where the data set is empty or repeats ids, or store or groups are of other data.
+    """Raise if the data set is empty or repeats ids, or store or groups are of other data.
 
     Returns:
         Whether the data set's labels were compared with the store's.
@@ -101,7 +101,7 @@ def check_data(loader: Any, store: IrreducibleLossStore | None, groups: Tensor |
 
 
 def loss_memory(loader: Any, scoring: Scoring) -> LossMemory | None:
-    """Losses that may stand in for scoring, where that is asked for."""
+    """Losses that may stand in for scoring, if that is asked for."""
     if scoring.max_age == 0:
         return None
     try:
@@ -113,7 +113,7 @@ def loss_memory(loader: Any, scoring: Scoring) -> LossMemory | None:
 def live_model(
     selector: Selector, model: nn.Module | None, lead: torch.optim.Optimizer | None
 ) -> CoTrained | None:
-    """The irreducible-loss model that learns along, where the rule has one."""
+    """The irreducible-loss model that learns along, if the rule has one."""
     if selector.lr_ratio is None or model is None:
         return None
     if lead is None:
@@ -131,7 +131,7 @@ def group_holdout_loss(
     refresh: Literal["epoch"] | int,
     decay: float,
 ) -> GroupHoldoutLoss | None:
-    """The average over the holdout by group, where a holdout is given for it."""
+    """The average over the holdout by group, if a holdout is given for it."""
     if loader is None:
         return None
     if store is None or store.groups == 0:
@@ -159,7 +159,7 @@ def epoch_planner(
     task: Task,
     total_steps: int | None,
 ) -> EpochPlanner | None:
-    """For rules that decide by epoch; None for the others."""
+    """Builds the planner of a rule that decides by epoch; None for the others."""
     if selector.horizon == "batch":
         return None
     size, batches = batch_size_of(loader), index_batches(loader)
@@ -194,7 +194,7 @@ def gate_trials(
     ledger: Ledger,
     seed: int,
 ) -> GateTrials | None:
-    """What runs the gate, where there is one."""
+    """Builds what runs the gate, if there is one."""
     if gate is None:
         return None
     if gate != "auto" and not isinstance(gate, Gate):

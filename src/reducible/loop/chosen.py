@@ -1,4 +1,4 @@
-"""What is handed out: chosen rows, the parts they come in, and where they are written."""
+"""Defines what is handed out: chosen rows, the parts they come in, and their log."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Part:
         return self._cut([*range(0, size, k), size])
 
     def split_into(self, parts: int) -> list[Part]:
-        """As many parts, in order, whose sizes differ by a row at most."""
+        """Cuts into as many parts, in order, whose sizes differ by a row at most."""
         return self._cut([self.ids.numel() * i // parts for i in range(parts + 1)])
 
     def _cut(self, bounds: list[int]) -> list[Part]:
@@ -112,7 +112,7 @@ class Parts:
 
 
 class PickLog(Protocol):
-    """Where chosen ids are written; ``reducible.lab.records.PickWriter`` is one.
+    """Takes chosen ids; ``reducible.lab.records.PickWriter`` is one.
 
     A log that has ``write_info`` too, as ``InfoLog``, gets what the rule says of its choice beside
     the scores, and the choices of shadows.
@@ -130,7 +130,7 @@ class InfoLog(PickLog, Protocol):
     def write_info(
         self, step: int, info: Mapping[str, Tensor], shadows: Mapping[str, Tensor]
     ) -> None:
-        """What a rule says of one step's choice, and the ids ([K'] each) that shadows would take.
+        """Takes what a rule says of a choice, and the ids ([K'] each) that shadows would take.
 
         Called for steps only at which there is something beside ``info["score"]``.
         """

@@ -119,7 +119,7 @@ class EpochPlanner:
         """Let the rule observe the rows of the epoch's first ``updates`` updates.
 
         They are what was handed out; the others were planned, but nobody trained on them. Does
-        nothing where no epoch has begun.
+        nothing if no epoch has begun.
         """
         evidence, self._evidence = self._evidence, None
         if evidence is not None and updates > 0:
@@ -258,7 +258,7 @@ def _in_order(loader: DataLoader[Any], positions: Tensor) -> Iterator[Any]:
         if loader.batch_sampler is not None
         else {"batch_size": None, "sampler": chunks}
     )
-    generator = torch.Generator()  # a DataLoader draws a seed even where nothing is random
+    generator = torch.Generator()  # a DataLoader draws a seed even if nothing is random
     return iter(
         DataLoader(loader.dataset, **batching, collate_fn=loader.collate_fn, generator=generator)
     )

@@ -32,7 +32,7 @@ EVAL = Scoring(batchnorm="running")
 
 
 class Moment(NamedTuple):
-    """When a candidate batch is chosen from, and the seed of what scoring draws for it."""
+    """Says when a candidate batch is chosen from, and the seed of what scoring draws for it."""
 
     epoch: int
     step: int
@@ -123,13 +123,13 @@ class EvidenceSource:
             raise ConfigurationError("the selector needs group_holdout=<holdout loader>.")
 
     def view(self, selector: Selector, candidates: Candidates, moment: Moment) -> View:
-        """What ``selector`` measures this candidate batch with."""
+        """Returns what ``selector`` measures this candidate batch with."""
         return View(self, candidates, moment, live=selector.lr_ratio is not None)
 
     def shadow_view(
         self, selector: Selector, candidates: Candidates, moment: Moment, seen: Evidence | None
     ) -> Look:
-        """The same for a selector that only watches: what was ``seen`` is given, not measured.
+        """Returns the same for a selector that only watches: what was ``seen`` is not measured.
 
         The rest is charged to evaluation, and not counted as scored.
         """
@@ -155,14 +155,14 @@ class EvidenceSource:
         samples: int,
         live: bool,
     ) -> Request:
-        """What to ask of candidates for ``needs``: with the context and the groups they name."""
+        """Builds the request for ``needs``, with the context and the groups that they name."""
         context = self.context(needs, moment) if needs & CONTEXT else {}
         groups = self._groups_of(candidates) if "groups" in needs else None
         gives = self._live if live else None
         return Request(needs, context, groups, samples, moment.seed, gives)
 
     def context(self, needs: frozenset[str], moment: Moment) -> dict[str, Tensor]:
-        """What ``needs`` names of the run: step, epoch, planned updates, group holdout loss."""
+        """Reads what ``needs`` names of the run: step, epoch, planned updates, holdout losses."""
         known = {"step": moment.step, "epoch": moment.epoch, "total_steps": self._total_steps}
         context = {
             name: torch.tensor(value, dtype=torch.int64)

@@ -50,7 +50,7 @@ def last_layer_gradient(error: Tensor, features: Tensor, weight: Tensor | None =
     Args:
         error: [K, C] softmax(z) − onehot(y).
         features: [K, D] input of the last layer.
-        weight: [K]; ones where None.
+        weight: [K]; ones if None.
     """
     if weight is not None:
         error = error * weight.unsqueeze(1)
@@ -76,7 +76,7 @@ def progress_direction(evidence: Evidence) -> Tensor:
     """[C, D + 1]: descending it in the last layer raises the mean probability of the labels.
 
     That is the gradient of mean_i(1 − p_i[y_i]), a smooth error rate: p_i[y_i] times that of the
-    loss, example by example. The loss itself is a poor witness where labels are wrong: late in
+    loss, example by example. The loss itself is a poor witness if labels are wrong: late in
     training it falls most by unlearning confidence, which chosen examples of high loss do best, and
     which makes nobody more accurate.
     """
@@ -85,7 +85,7 @@ def progress_direction(evidence: Evidence) -> Tensor:
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
-    """Of two gradients of one shape; 0 where one of them is zero."""
+    """Cosine of two gradients of one shape; 0 if one of them is zero."""
     norms = float(a.norm() * b.norm())
     return float((a * b).sum()) / norms if norms > _LEAST_COSINE else 0.0
 
@@ -111,7 +111,7 @@ class Gate:
     direction in which held-out labels become more probable: what an update of given length gains
     there, to first order. Selection begins
     where, over several trials, chosen rows make more progress than plain updates would in the
-    same time, by ``certainty`` standard errors; it ends where they no longer do, or where held-out
+    same time, by ``certainty`` standard errors; it ends if they no longer do, or if held-out
     labels have become less probable since it began, and then for good. So a run switches twice at
     most.
 
@@ -149,7 +149,7 @@ class Gate:
         """Rows that are scored while selecting."""
         self.trials: list[Trial] = []
         self.events: list[dict[str, Any]] = []
-        """What was decided when, and why."""
+        """Decisions: at which step, and why."""
         self._plain: list[float] = []  # seconds of the last plain updates
         self._planned = 0.0  # seconds that the updates so far take when plain
         self._spent = 0.0  # seconds of trials
@@ -168,7 +168,7 @@ class Gate:
 
     @property
     def plain_seconds(self) -> float | None:
-        """Of a plain update, the median of the last; None before there was one."""
+        """Seconds of a plain update, the median of the last; None before there was one."""
         return statistics.median(self._plain) if self._plain else None
 
     def update_took(self, seconds: float, *, plain: bool) -> None:
@@ -178,10 +178,10 @@ class Gate:
         self._planned += self.plain_seconds or 0.0
 
     def due(self, rows: int, most: int) -> Literal["trial", "probe"] | None:
-        """What the budget has room for, where something is still to be found out.
+        """Says what the budget has room for, if something is still to be found out.
 
         A probe scores few rows to tell what a trial will cost. The first one waits until one
-        update fits into the budget. Fixed costs weigh most on few rows, so where a trial seems too
+        update fits into the budget. Fixed costs weigh most on few rows, so if a trial seems too
         dear, probes of twice the rows follow as soon as they fit, while each says a quarter less.
 
         Args:

@@ -1,4 +1,4 @@
-"""What a rule learns of rows that it drew blindly: what their training pass shows."""
+"""Tells a rule of the rows that it drew blindly: what their training pass shows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Hindsight:
     """Tells a rule of the rows that it drew blindly, once the model was trained on them.
 
     Args:
-        selector: is told by ``observe``; nothing happens where its ``hindsight`` is empty.
+        selector: is told by ``observe``; nothing happens if its ``hindsight`` is empty.
         source: of the evidence, whose model is listened to.
         ledger: charged for picking.
     """
@@ -62,7 +62,7 @@ class Hindsight:
                 self._selector.observe(evidence, all_rows(evidence.ids))
 
     def finish(self) -> None:
-        """The same, when the next batch is asked for.
+        """Tell it when the next batch is asked for.
 
         Raises:
             MissingEvidence: no training pass was seen, now or before.
@@ -87,7 +87,7 @@ class Hindsight:
 
 
 def would_be_told(shadow: Selector, rows: Tensor) -> tuple[frozenset[str], Selection]:
-    """What a shadow is to be shown of the rows ([K]) that it drew blindly, and all of them."""
+    """Returns what a shadow is shown of the rows ([K]) that it drew blindly, and all of them."""
     return shadow.hindsight | (shadow.needs & CONTEXT), all_rows(rows)
 
 

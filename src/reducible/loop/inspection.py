@@ -1,4 +1,4 @@
-"""What is looked at in batches as they pass: labels that a store was not made for, doubled rows."""
+"""Looks at batches as they pass: labels that a store was not made for, doubled rows."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ _CURE = (
 
 @final
 class Inspection:
-    """What one loop looks at in the batches as they pass, until enough was seen.
+    """Looks at the batches of one loop as they pass, until enough was seen.
 
     Args:
         labels: compares them with a store's; None if there is nothing to compare.

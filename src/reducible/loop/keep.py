@@ -1,4 +1,4 @@
-"""How many rows of a candidate batch are trained on."""
+"""Says how many rows of a candidate batch are trained on."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Keep:
         return k if k * self._updates <= there else None
 
     def lacks(self, size: int) -> str:
-        """What is missing of a batch of ``size`` rows, which are too few, and a cure."""
+        """Says what a batch of ``size`` rows lacks, and a cure."""
         if not isinstance(self._keep, Integral):
             return (
                 f"keep={self._keep} takes at least a row for each update, "
@@ -64,7 +64,7 @@ class Keep:
         )
 
     def too_few(self, size: int, drawn: bool = False) -> DataError:
-        """What to raise for a batch of ``size`` rows that is not the last of a pass.
+        """Builds the error for a batch of ``size`` rows that is not the last of a pass.
 
         Args:
             size: rows that there are.

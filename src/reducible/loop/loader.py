@@ -108,11 +108,11 @@ class SelectingLoader:
         selector: ``reducible.selector(name)``.
         keep: n_b: rows per candidate batch (int), or a share of them (float). All of them, and
             all alone, for a rule that leaves rows out itself (``infobatch``).
-        store: of irreducible losses, where the selector needs them.
+        store: of irreducible losses, if the selector needs them.
         task: what batches mean; ``Classification()`` by default.
-        ids: key of the ids, where batches are mappings.
+        ids: key of the ids, if batches are mappings.
         scoring: how candidates are scored; the paper's way by default.
-        groups: [max id + 1] int64, the group of each id; the class is the group where None.
+        groups: [max id + 1] int64, the group of each id; the class is the group if None.
         group_holdout: loader of holdout examples, for rules that read the group holdout loss.
         refresh: of the group holdout loss: ``"epoch"``, or every so many steps by one batch.
         refresh_decay: a of the average over such batches, in [0, 1); REDUCR's A.9.4 takes 0.9
@@ -123,7 +123,7 @@ class SelectingLoader:
         optimizer: the model's, whose class and rate the irreducible-loss model's follows.
         proxy: for ``svp``: a model fitted on the train set.
         gate: ``"auto"``, or a Gate: decides during training whether selection pays; plain training
-            where it does not. Its reasons are in ``gate.report()``.
+            if it does not. Its reasons are in ``gate.report()``.
         held_out: loader of examples that are never trained on, for the gate.
         shadows: selectors that see the same candidates and whose choices are recorded only.
         seed: of every choice; the same seed gives the same choices.
@@ -259,7 +259,7 @@ class SelectingLoader:
     def _draws_ahead(self, loader: Any) -> bool:
         """Whether rows may be drawn before they are loaded.
 
-        Not where the decision to draw waits for a training pass: workers load ahead of that, and
+        Not if the decision to draw waits for a training pass: workers load ahead of that, and
         of a candidate batch that is handed out in parts a resumed loop would decide again.
         """
         if self._shadows or not self._selector.sometimes_blind:
@@ -389,7 +389,7 @@ class SelectingLoader:
     def _handed_out(self, candidates: Candidates, part: Part, *, drawn: bool) -> Chosen:
         """A part of the candidates with its rows: recorded, counted, and learned by what learns.
 
-        The rows are all of the candidates, where they were drawn as one.
+        The rows are all of the candidates, if they were drawn as one.
         """
         size, rows = candidates.ids.numel(), part.ids.numel()
         everything = drawn and rows == size

@@ -56,7 +56,7 @@ def blindly(rule: Selector, seed: int) -> Draw:
 
 
 class CandidateBatch(NamedTuple):
-    """What a walk gives: candidates, and how many to train on at a time."""
+    """Candidates, and how many of them to train on at a time; what a walk yields."""
 
     candidates: Candidates
     weights: Tensor | None
@@ -116,14 +116,14 @@ class CandidatePasses:
         self._inspection = inspection or Inspection()
         self._reader = Reader(loader, looks_back=updates > 1)
         self._draw = draw if self._reader.reads_ahead else None
-        # Seen once, where that says it for every batch; a planner's order is its own.
+        # Seen once, if that says it for every batch; a planner's order is its own.
         self._distinct = (
             planner is None and never_repeats(loader) and has_distinct_ids(loader.dataset)
         )
         self.epoch = -1  # passes begun, from 0
         self._position = 0  # batches of this pass that are done with
         self._repeats = why_repeats(loader)
-        self._even = even_size(loader)  # n_B; None where batches may be of any size
+        self._even = even_size(loader)  # n_B; None if batches may be of any size
         self._resuming = False
         # By batch: how many of its rows were not drawn, and whether those drawn are the choice;
         # None of the short rest of a pass.
@@ -158,7 +158,7 @@ class CandidatePasses:
 
         Args:
             step: batches handed out over all passes, before the first candidate batch to come.
-            device: where batches and weights are wanted; ids stay where they are.
+            device: of batches and weights; ids stay on theirs.
 
         Raises:
             DataError: a batch that is not the last has too few rows; the pass hands out nothing;
@@ -215,7 +215,7 @@ class CandidatePasses:
         self._inspection.end()
 
     def _seen(self, size: int) -> tuple[int, bool] | None:
-        """What would stand in ``_drawn`` of a batch whose index list was not seen.
+        """Returns what would stand in ``_drawn`` of a batch whose index list was not seen.
 
         A collate function may leave rows out of any batch, so that few rows alone tell nothing.
         """
@@ -223,7 +223,7 @@ class CandidatePasses:
         return None if short and is_rest(self._loader, self._position) else (0, False)
 
     def _nothing(self, size: int | None) -> DataError:
-        """What to raise at the end of a pass that handed out nothing."""
+        """Builds the error for a pass that handed out nothing."""
         if size is not None:
             why = f"{self._keep.lacks(size)} There was no other batch."
         elif hasattr(self._loader, "__next__"):
@@ -239,7 +239,7 @@ class CandidatePasses:
         return DataError(f"the pass hands out nothing: {why}")
 
     def _open(self, step: int) -> Iterator[Any]:
-        """An iterator over the loader, at the saved position where a pass is resumed."""
+        """An iterator over the loader, at the saved position if a pass is resumed."""
         resuming, self._resuming = self._resuming, False
         if not resuming:
             if self._planner is not None:  # a pass may have been broken off
@@ -312,12 +312,12 @@ class CandidatePasses:
         )
 
     def state_dict(self, *, again: bool) -> dict[str, Any]:
-        """Where this pass is, and where its order began.
+        """Saves where this pass is, and where its order began.
 
         Args:
             again: load the last batch once more on resuming; not all of it was handed out.
         """
-        back = again and not self._resuming  # where nothing was loaded since, it was counted
+        back = again and not self._resuming  # if nothing was loaded since, it was counted
         return {
             "epoch": self.epoch,
             "position": self._position - back,

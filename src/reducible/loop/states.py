@@ -1,4 +1,4 @@
-"""What a loop's state belongs to; states of something else are refused, and none is half taken."""
+"""Says what a loop's state belongs to, and refuses states of something else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from reducible.stores import (
 from reducible.types import ConfigurationError
 
 VERSION = 1
-"""Of the states of a SelectingLoader: raised when their meaning changes."""
+"""Version of the states of a SelectingLoader: raised when their meaning changes."""
 _AT_MOST = 1 << 22  # rows whose ids and labels are hashed: about a second
 
 
@@ -36,7 +36,9 @@ def belongings(
     store: IrreducibleLossStore | None,
     **parts: Any,
 ) -> dict[str, Any]:
-    """What a state belongs to, as JSON types; equal for loops that may take each other's states.
+    """Describes what a state belongs to, as JSON types.
+
+    Equal for loops that may take each other's states.
 
     Args:
         loader: of the candidate batches.

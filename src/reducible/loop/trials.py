@@ -1,4 +1,4 @@
-"""What the gate sees: trials on the model, seconds from the ledger; and what it lets through."""
+"""Runs the gate's trials on the model, times updates, and passes on what to train on."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class GateTrials:
     def decide(
         self, candidates: Candidates, k: int, moment: Moment
     ) -> tuple[Candidates, Tensor | None]:
-        """What is trained on of a candidate batch, after a trial if one is due.
+        """Decides what is trained on of a candidate batch, after a trial if one is due.
 
         Returns:
             The rows that the selector chooses from, and None; or all of them, and the [k] int64

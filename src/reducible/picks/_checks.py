@@ -1,4 +1,4 @@
-"""What every pick asks of its scores before it chooses."""
+"""Checks scores, for every pick."""
 
 import math
 

@@ -58,7 +58,7 @@ def soft_top_k(
     With ``correct``, Σ w_i·L_i / k over the rows drawn is an unbiased estimate of the mean loss
     over the candidates (Kool et al. 2019, Sec. 4.2): w_i = k / (n_B·q_i) with
     q_i = 1 − exp(−exp(φ_i − κ)), φ_i the log-weight, κ the (k+1)-th largest of log-weight + Gumbel
-    noise; q_i = 1 where k = n_B. The rows then come in random order, so that the same holds for any
+    noise; q_i = 1 if k = n_B. The rows then come in random order, so that the same holds for any
     part of them that is trained on by itself.
 
     Args:

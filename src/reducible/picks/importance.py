@@ -38,7 +38,7 @@ def importance_sample(
 
 
 def sampling_probabilities(scores: Tensor) -> Tensor:
-    """g_i / Σg in float64 ([B]); uniform where all g_i are zero."""
+    """g_i / Σg in float64 ([B]); uniform if all g_i are zero."""
     if bool((scores < 0).any()):
         raise SelectionError("importance sampling needs scores that are not negative.")
     largest = scores.amax()

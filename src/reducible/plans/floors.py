@@ -21,7 +21,7 @@ class LearnedNoise(NamedTuple):
     """Per label, as far as held-out predictions tell of wrong ones."""
 
     floor: Tensor
-    """[C] float64 m_k: what the model gives class k where it has no reason to."""
+    """[C] float64 m_k: what the model gives class k without a reason."""
     cut: Tensor
     """[C] float64: up to where p(y | x) of a wrong label may go; at least m_k."""
     share: Tensor
@@ -29,7 +29,7 @@ class LearnedNoise(NamedTuple):
 
 
 class _Counts(NamedTuple):
-    """Of rows that the model takes for other classes, per class k; all [C] float64."""
+    """Counts rows that the model takes for other classes, per class k; all [C] float64."""
 
     others: Tensor  # rows taken for another class
     floor: Tensor  # their median of p(k | x)

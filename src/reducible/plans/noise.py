@@ -1,6 +1,6 @@
 """Wrong labels and the noise floor: which to drop, how many there are, a loss that allows for them.
 
-The noise floor m_k is the probability that a model gives class k where it has no reason to; see
+The noise floor m_k is the probability that a model gives class k without a reason; see
 ``reducible.plans.floors``.
 """
 
@@ -13,9 +13,9 @@ from torch import Tensor
 def noise_floor_filter(
     probability: Tensor, labels: Tensor, floor: Tensor, *, multiple: float
 ) -> Tensor:
-    """Keep i where p_IL(y_i | x_i) ≥ multiple · m_{y_i}; [N] bool.
+    """Keep i if p_IL(y_i | x_i) ≥ multiple · m_{y_i}; [N] bool.
 
-    m_k is what the model gives class k where it has no reason to, or somewhat more. A label that
+    m_k is what the model gives class k without a reason, or somewhat more. A label that
     gets no more than a small multiple of that is most likely wrong; no noise rate is needed, and a
     rare class has a low floor of its own.
 

@@ -50,7 +50,7 @@ def residual_weights(probability: Tensor, *, exponent: float, offset: float = 0.
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """Which ids to train on and how often, decided once; costs nothing per step.
+    """Says which ids to train on and how often; decided once, costs nothing per step.
 
     Attributes:
         ids: [M] int64, ascending.
@@ -164,7 +164,7 @@ class Plan:
     def including(self, ids: Tensor) -> Plan:
         """The plan with other examples too, each as often as the mean one.
 
-        For those that no irreducible loss speaks of: the holdout's own, where it may be trained on.
+        For those that no irreducible loss speaks of: the holdout's own, if it may be trained on.
         As many of their labels are taken to be wrong as of all that the plan has judged.
 
         Args:
@@ -197,7 +197,7 @@ class Plan:
         Args:
             dataset: holds every id of the plan, perhaps more.
             generator: of the draws and their order; a loader resumes with it.
-            batch_size: of the candidate batches, to be told here, not mid-run, where one would be
+            batch_size: of the candidate batches, to be told here, not mid-run, if one would be
                 too large: to fill, or to hold no id twice.
 
         Raises:
@@ -251,7 +251,7 @@ class Plan:
 
 
 def _wrong_contents(parts: Mapping[str, Any]) -> str | None:
-    """Why these are not the parts of a plan, though the file is as it was written."""
+    """Says why these are not the parts of a plan, though the file is as it was written."""
     missing = [name for name in ("ids", "weight", "dropped", "report") if name not in parts]
     if missing:
         return f"no {missing[0]}"
@@ -333,7 +333,7 @@ def _probability(store: IrreducibleLossStore, ids: Tensor) -> Tensor:
 
 
 def _check_kept(keep: Tensor, multiple: float) -> None:
-    """Raise where a filter ([N] bool) keeps nothing, warn where it keeps little."""
+    """Raise if a filter ([N] bool) keeps nothing, warn if it keeps little."""
     kept, examples = int(keep.sum()), keep.numel()
     if kept == 0:
         raise ConfigurationError(

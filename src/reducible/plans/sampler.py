@@ -62,7 +62,7 @@ class PlanSampler(Sampler[int]):
 
 
 def systematic_counts(weight: Tensor, *, generator: torch.Generator) -> Tensor:
-    """How often each of M examples is drawn: ⌊w⌋ or ⌈w⌉ times, w in the mean, M in all.
+    """Draws how often each of M examples comes: ⌊w⌋ or ⌈w⌉ times, w in the mean, M in all.
 
     Args:
         weight: [M] float64 with mean one.

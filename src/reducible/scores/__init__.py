@@ -1,7 +1,7 @@
 """Scores: pure functions from evidence to one number per candidate, larger = choose first.
 
 A keyword without a default is evidence; a keyword with a default is a hyperparameter. One file
-per score; here its import and, where it is a rule by itself, its row.
+per score; here its import and, if it is a rule by itself, its row.
 """
 
 from reducible.scores._row import ScoreRow

@@ -18,7 +18,7 @@ class ScoreRow:
         summary: one line on what it prefers.
         against: what the papers or our results say against it.
         ranges: hyperparameter → the values it may take, as text.
-        limits: hyperparameter → the same as keywords of ``require_between``, where not every
+        limits: hyperparameter → the same as keywords of ``require_between``, if not every
             finite number will do.
     """
 

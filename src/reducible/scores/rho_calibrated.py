@@ -29,7 +29,7 @@ def rho_calibrated(
         floor: ν in [0, 1).
 
     Returns:
-        [B] of the logits' dtype, at most log(1 + (1 − ν)·C/ν) away from 0; not finite where a
+        [B] of the logits' dtype, at most log(1 + (1 − ν)·C/ν) away from 0; not finite if a
         loss is not.
     """
     log_p = (logits / temperature).log_softmax(dim=1)  # [B, C]

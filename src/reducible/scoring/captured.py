@@ -73,7 +73,7 @@ def _remove(handles: list[RemovableHandle]) -> None:
 
 
 class _Call(NamedTuple):
-    """What a layer was given and returned."""
+    """A layer by name, with what it was given and returned."""
 
     name: str
     linear: bool

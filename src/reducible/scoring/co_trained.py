@@ -33,7 +33,7 @@ class CoTrained:
             and does not learn. See ``early_exit``.
 
     Attributes:
-        model: what scores: the model, behind its trunk where it has one.
+        model: what scores: the model, behind its trunk if it has one.
         distil: whether it learns predictions.
     """
 
@@ -96,7 +96,7 @@ class CoTrained:
             weights: [K].
             trained: the model being trained, which ``distil`` needs; stays as it is.
             scoring: how it, and a trunk, are run.
-            predictions: [K, C], the model's softmax on these rows, where it is known already.
+            predictions: [K, C], the model's softmax on these rows, if it is known already.
         """
         if self._lead is not None:
             rate = self._lead.param_groups[0]["lr"] * self._lr_ratio
@@ -172,7 +172,7 @@ class ModeOf(nn.Module):
 
     @property
     def training(self) -> bool:
-        """As the other one's; what scoring takes for frozen depends on it."""
+        """Mode of the other one; what scoring takes for frozen depends on it."""
         return self.inner.training
 
     @training.setter

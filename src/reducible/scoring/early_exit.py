@@ -36,7 +36,7 @@ def early_exit(
         at: name of the last module that is run, as in ``model.named_modules()``.
         num_classes: C.
         make_optimizer: parameters of the head → optimizer.
-        width: D; where None, that of the last layer with a known one that is defined up to ``at``.
+        width: D; if None, that of the last layer with a known one that is defined up to ``at``.
         grid: of images, average the places of each of so many rows and columns apart: a head on
             D · grid² features, which knows where things are. Early blocks say little without.
 
@@ -48,7 +48,7 @@ def early_exit(
     trunk = _Truncated(model, at, width, grid)
     first = next(model.parameters(), None)
     device = torch.device("cpu") if first is None else first.device
-    # Skipping the initialisation draws nothing; zero is a fair start where the problem is convex.
+    # Skipping the initialisation draws nothing; zero is a fair start if the problem is convex.
     head = nn.utils.skip_init(nn.Linear, trunk.width * grid**2, num_classes, device=device)
     for parameter in head.parameters():
         nn.init.zeros_(parameter)
@@ -67,7 +67,7 @@ def _plain(model: nn.Module) -> nn.Module:
 
 
 def _width(model: nn.Module, at: str) -> int:
-    """Of the last layer that has one among those defined up to the end of ``at``."""
+    """Width of the last layer that has one among those defined up to the end of ``at``."""
     found = None
     inside = False
     for name, module in model.named_modules():
@@ -92,7 +92,7 @@ _WIDTHS = ("out_features", "out_channels", "num_features", "normalized_shape", "
 class _Truncated(ModeOf):
     """The first part of a model: the pooled output of one of its modules, float32.
 
-    [B, D], or [B, D · grid²] where that is of images.
+    [B, D], or [B, D · grid²] if that is of images.
     """
 
     def __init__(self, model: nn.Module, at: str, width: int | None, grid: int) -> None:

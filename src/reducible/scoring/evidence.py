@@ -44,12 +44,12 @@ def measure(
 
     Args:
         model: on the device of the batch.
-        candidates: ids [B] int64, on the CPU where a store is looked up; the batch anywhere.
+        candidates: ids [B] int64, on the CPU if a store is looked up; the batch anywhere.
         needs: names of Evidence fields and context keys.
         scoring: how; the default is the paper's.
         task: what the batch means; ``Classification()`` by default.
         store: of irreducible losses, one column for ``irreducible_loss``, G for groups.
-        groups: [B] int64; the targets where None.
+        groups: [B] int64; the targets if None.
         context: what is known of the run (step, epoch, …).
         samples: dropout passes for ``mc_logits``.
         seed: of the dropout passes.
@@ -63,7 +63,7 @@ def measure(
 
 
 class Request(NamedTuple):
-    """What to measure of candidates; see ``measure``."""
+    """Names what to measure of candidates; see ``measure``."""
 
     needs: frozenset[str]
     context: Mapping[str, Tensor]
@@ -79,7 +79,7 @@ _LOSS_ALONE = Request(frozenset({"loss"}), {})
 
 @final
 class Measurement:
-    """``measure`` for one model, scoring, task and store; made once where every step measures."""
+    """``measure`` for one model, scoring, task and store; made once if every step measures."""
 
     def __init__(
         self,

@@ -141,7 +141,7 @@ _draws_from_python: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 """Whether passes of a model move NumPy's or Python's stream, as its first one showed.
 
 Torch's stream costs a microsecond to keep and is kept always. These cost fifty times that, so they
-are kept where chance is on, or where the model draws from them.
+are kept if chance is on, or if the model draws from them.
 """
 
 

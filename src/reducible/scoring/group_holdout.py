@@ -28,7 +28,7 @@ class GroupHoldoutLoss:
             had drawn is passed over when it is resumed, so let its order come from a generator of
             its own, or be fixed.
         num_groups: G.
-        groups_of: (ids, targets) → groups [B]; the targets where None.
+        groups_of: (ids, targets) → groups [B]; the targets if None.
         refresh: ``"epoch"``, or every so many steps.
         decay: a of the average, in [0, 1).
     """
@@ -60,7 +60,7 @@ class GroupHoldoutLoss:
         self._drawn = 0  # batches taken from the supply
 
     def value(self, model: nn.Module, task: Task, *, epoch: int, step: int) -> Tensor:
-        """H, [G] float64 on the model's device; refreshed where that is due."""
+        """H, [G] float64 on the model's device; refreshed if that is due."""
         device = device_of(model)
         if self._is_due(epoch, step):
             with torch.random.fork_rng([]):  # a DataLoader draws a seed of its workers

@@ -1,4 +1,4 @@
-"""How candidates are scored."""
+"""Settings of scoring."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FOR_STATISTICS = 32  # rows that batch normalisation is to take its statistics 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scoring:
-    """How candidates are scored; part of every run's record.
+    """Says how candidates are scored; part of every run's record.
 
     Attributes:
         batchnorm: ``"candidates"``: statistics of the candidate batch, running statistics
@@ -38,7 +38,7 @@ class Scoring:
         max_length: cut token tensors [B, T] to their first so many columns before scoring.
         updates_per_scoring: hand out so many batches of n_b from one scored candidate batch, best
             rows first, which divides the cost of scoring; rows grow stale by as many updates.
-        max_age: take a loss from memory where it was seen at most so many steps ago, instead of
+        max_age: take a loss from memory if it was seen at most so many steps ago, instead of
             scoring; 0: never. Where batches are normalised by their own statistics, at least 32
             rows are scored together, others drawn at random among them.
         rescore: share of the remembered ones that is scored all the same, at random.
@@ -86,6 +86,6 @@ class Scoring:
 
 
 def least_rows(model: nn.Module, scoring: Scoring) -> int:
-    """Rows that are scored together at least, where losses of the others are remembered."""
+    """Rows that are scored together at least, if losses of the others are remembered."""
     own = scoring.batchnorm != "running" and any(isinstance(m, _BatchNorm) for m in model.modules())
     return _FOR_STATISTICS if own else 0

@@ -31,9 +31,9 @@ class RhoEma(Selector):
     Args:
         beta: of the average, in [0, 1).
         alpha: share of k_base at which ρ̄ equals its average, > 0.
-        k_base: n_B where None.
+        k_base: n_B if None.
         k_min: least rows; at most the k asked for.
-        k_max: most rows; the k asked for where None.
+        k_max: most rows; the k asked for if None.
     """
 
     needs = frozenset({"loss", "irreducible_loss"})

@@ -19,7 +19,7 @@ class Look(Protocol):
     def __call__(
         self, needs: frozenset[str], rows: Tensor | None = None, *, samples: int = 0
     ) -> Evidence:
-        """Evidence of the candidates at ``rows``, all of them where None."""
+        """Evidence of the candidates at ``rows``, all of them if None."""
         ...
 
 
@@ -29,7 +29,7 @@ class Choice(NamedTuple):
     evidence: Evidence
     selection: Selection
     rows: Tensor | None = None
-    """[M] int64: the evidence's positions in the candidate batch; None where it has all."""
+    """[M] int64: the evidence's positions in the candidate batch; None if it has all."""
 
     @property
     def positions(self) -> Tensor:
@@ -73,7 +73,7 @@ class Selector(ABC):
     """Dropout passes asked of ``measure``; ``select`` takes any number of them."""
 
     lr_ratio: float | None = None
-    """Where set, a live irreducible-loss model is trained at so many times the model's rate."""
+    """If set, a live irreducible-loss model is trained at so many times the model's rate."""
 
     horizon: Literal["batch", "epoch", "run"] = "batch"
     """How often the rule decides: every candidate batch, once an epoch, or once a run."""

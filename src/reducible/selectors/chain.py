@@ -68,7 +68,7 @@ class Chain(Selector):
         return self._first.is_blind(step, left, size) and self._then.is_blind(step, k, left)
 
     def _left(self, k: int, size: int) -> int:
-        """How many of ``size`` candidates survive."""
+        """Returns how many of ``size`` candidates survive."""
         return min(max(self._prefilter, k), size)
 
     def select(self, evidence: Evidence, k: int, *, generator: torch.Generator) -> Selection:
@@ -77,7 +77,7 @@ class Chain(Selector):
         return replace(choice.selection, index=choice.positions)
 
     def choose(self, look: Look, k: int, *, generator: torch.Generator) -> Choice:
-        """Look at all candidates, then again at the survivors where that is needed.
+        """Look at all candidates, then again at the survivors if that is needed.
 
         Where both rules draw at random, nothing is measured.
         """
@@ -90,7 +90,7 @@ class Chain(Selector):
         return self._choose(look, early, k, generator)
 
     def _late(self) -> frozenset[str]:
-        """What is measured on the survivors alone."""
+        """Names what is measured on the survivors alone."""
         return (self._then.needs & _LATE) - self._first.needs
 
     def _choose(self, look: Look, early: Evidence, k: int, generator: torch.Generator) -> Choice:

@@ -20,7 +20,7 @@ from reducible.types import Evidence, Selection, require_between, require_one_of
 def quotas(share: Tensor, room: Tensor, k: int, *, k_min: int = 1) -> Tensor:
     """Whole numbers that sum to k, in proportion to ``share``, within ``room``.
 
-    By largest remainder. A class is given at least k_min where k allows it, and never more than it
+    By largest remainder. A class is given at least k_min if k allows it, and never more than it
     has room for; what it cannot take is shared among the others in the same way. Equal remainders
     go to the first.
 
@@ -55,7 +55,7 @@ def quotas(share: Tensor, room: Tensor, k: int, *, k_min: int = 1) -> Tensor:
             break
     whole = torch.where(open_classes, target.floor().long(), given)
     missing = k - int(whole.sum())
-    remainder = target - target.floor()  # 0 where nothing can be added
+    remainder = target - target.floor()  # 0 if nothing can be added
     for best in remainder.argsort(descending=True, stable=True)[:missing].tolist():
         whole[best] += 1
     return whole
@@ -70,7 +70,7 @@ class RhoClassBalanced(Selector):
     Args:
         lam: λ ≥ 0 of the diversity inside a class.
         beta: of the averages, in [0, 1).
-        k_min: least rows per class, where k allows it.
+        k_min: least rows per class, if k allows it.
         adaptive: False for the report's own run: ⌊k/T⌋ of each of the T classes among the
             candidates, so that fewer than k rows may come back.
     """

@@ -14,7 +14,7 @@ from reducible.types import Evidence, Selection, SelectionError, name_ids, requi
 
 @final
 class InfoBatch(Selector):
-    """Of the ids whose remembered loss is below the mean, drop a share at random each epoch.
+    """Drops a share of the ids whose remembered loss is below the mean, at random each epoch.
 
     The kept ones of them count 1/(1 − share), so that over the M kept of N ids Σ w_i·L_i is an
     unbiased estimate of the sum over all N (Qin et al. 2024). A pruned epoch has M/N times the

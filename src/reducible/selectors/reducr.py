@@ -23,7 +23,7 @@ def excess_loss(loss: Tensor | float, irreducible: Tensor | float, *, clip: bool
         clip: take the max.
 
     Returns:
-        [B, G] (or [B, 1], where there are no groups).
+        [B, G] (or [B, 1], if there are no groups).
     """
     excess = torch.as_tensor(loss - irreducible)
     return excess.clamp(min=0.0) if clip else excess
@@ -88,7 +88,7 @@ class Reducr(Selector):
         self.needs = frozenset(name for name, wanted in needs.items() if wanted)
 
     def _excess(self, evidence: Evidence) -> Tensor:
-        """[B, G], or [B, 1] where nothing tells groups apart."""
+        """[B, G], or [B, 1] if nothing tells groups apart."""
         loss = evidence.require("loss").unsqueeze(1) if self._model_loss else 0.0
         irreducible = evidence.require("group_irreducible_loss") if self._class_irreducible else 0.0
         excess = excess_loss(loss, irreducible, clip=self._clip)

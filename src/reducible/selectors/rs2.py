@@ -55,7 +55,7 @@ class RS2(Selector):
         self._used = ~unused
 
     def state_dict(self) -> dict[str, Any]:
-        """Which positions are used in this round."""
+        """Marks the positions that are used in this round."""
         return {"used": self._used}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -37,7 +37,7 @@ class Scheduled(Selector):
     Args:
         selector: any rule that decides by candidate batch.
         start: first step at which it chooses.
-        end: first step at which it no longer does; never where None.
+        end: first step at which it no longer does; never if None.
         every: ask it every so many steps from ``start`` on; uniform between.
         warmup: steps over which its share grows.
         anneal: steps over which its share shrinks; needs ``end``.
@@ -103,7 +103,7 @@ class Scheduled(Selector):
         return math.floor(self.share(step) * k + 0.5)
 
     def _before(self, size: int, k: int, by_rule: int) -> int:
-        """Of how many rows the inner rule chooses."""
+        """Returns how many rows the inner rule chooses."""
         return size - (k - by_rule) if self.unbiased else size
 
     def select(self, evidence: Evidence, k: int, *, generator: torch.Generator) -> Selection:

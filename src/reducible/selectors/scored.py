@@ -16,7 +16,7 @@ from reducible.types import ConfigurationError, Evidence, Selection
 
 
 class Pick(Protocol):
-    """How scores become a selection."""
+    """Turns scores into a selection."""
 
     def __call__(
         self,

@@ -72,7 +72,7 @@ def scored(
 
     Args:
         score: keyword tensors → [B].
-        limits: hyperparameter → keywords of ``require_between``, finite numbers where not said.
+        limits: hyperparameter → keywords of ``require_between``, finite numbers if not said.
     """
     finite = {"open_low": True, "open_high": True}
     bounds = {name: finite | known for name, known in (limits or {}).items()}
@@ -99,7 +99,7 @@ def with_dropout(score: Score) -> Callable[..., Selector]:
 
 
 def entropy(*, samples: int = 10) -> Selector:
-    """Entropy over dropout passes, or of one plain pass where ``samples`` is 0."""
+    """Entropy over dropout passes, or of one plain pass if ``samples`` is 0."""
     require_between("samples", samples, 0, whole=True)
     return with_dropout(scores.entropy)(samples=samples) if samples else Scored(
         scores.entropy_of_logits
@@ -113,7 +113,7 @@ def train_loss_rank(*, pressure: float = 100.0) -> Selector:
 
 
 def rho_soft(*, temperature: float = 1.0, correct: bool = False) -> Selector:
-    """Gumbel-top-k of ρ / temperature; weights that undo the bias where ``correct``."""
+    """Gumbel-top-k of ρ / temperature; weights that undo the bias if ``correct``."""
     require_between("temperature", temperature, 0.0, open_low=True, open_high=True)
     require_one_of("correct", correct, (True, False))
     options = {"temperature": temperature, "correct": correct}

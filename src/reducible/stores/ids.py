@@ -1,4 +1,4 @@
-"""Which example is which: ids of data sets, where they come from, and the fingerprint of labels."""
+"""Tells which example is which: ids of data sets, their origin, fingerprints of labels."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class WithIds(Dataset[Candidates]):
     b]))``. Pickles with its base, so it works with any worker start method.
 
     Args:
-        dataset: map-style: has ``__len__`` and ``__getitem__`` (``__getitems__`` is used where
+        dataset: map-style: has ``__len__`` and ``__getitem__`` (``__getitems__`` is used if
             it exists).
 
     Raises:
@@ -127,7 +127,7 @@ def _wrapped_twice(dataset: Any) -> DataError:
 
 
 def _parts(dataset: Any) -> list[Any]:
-    """What a data set is composed of; nothing if it is none of torch's compositions."""
+    """Lists what a data set is composed of; nothing if it is none of torch's compositions."""
     if isinstance(dataset, Subset):
         return [dataset.dataset]
     if isinstance(dataset, ConcatDataset):
@@ -220,7 +220,7 @@ def ids_of(dataset: Any) -> Tensor:
 
 
 def known_length(dataset: Any) -> int | None:
-    """How many items a data set has; None if it does not tell, as one of streams does not."""
+    """Returns how many items a data set has; None if it does not tell, as streams do not."""
     try:
         return len(dataset)
     except TypeError:
@@ -228,7 +228,7 @@ def known_length(dataset: Any) -> int | None:
 
 
 def origin_of(dataset: Any) -> Any:
-    """What the ids of a data set count: equal origins mean equal ids are the same example."""
+    """Returns what ids of a data set count: of equal origins, equal ids are the same example."""
     base, _ = _base(dataset)
     if isinstance(base, ConcatDataset):
         first, *others = map(origin_of, base.datasets)
@@ -284,7 +284,7 @@ def _places(dataset: Any) -> Iterable[Any]:
 
 
 def shared_ids(first: Any, second: Any) -> Tensor:
-    """[M] ids that both data sets hold; none where they were not cut from one data set."""
+    """[M] ids that both data sets hold; none if they were not cut from one data set."""
     if not _same_origin(origin_of(first), origin_of(second)):
         return torch.empty(0, dtype=torch.int64)
     ids = ids_of(first)
@@ -292,7 +292,7 @@ def shared_ids(first: Any, second: Any) -> Tensor:
 
 
 def require_disjoint(holdout: Any, train: Any) -> None:
-    """Raise DataError where holdout and train set, cut from one data set, share ids."""
+    """Raise DataError if holdout and train set, cut from one data set, share ids."""
     both = shared_ids(holdout, train)
     if both.numel():
         raise DataError(
@@ -366,7 +366,7 @@ def require_ids(ids: Tensor, *, distinct: bool = False, repeats: str = _REPEATS)
 
 
 def _repeated(ids: Tensor) -> Tensor:
-    """[M] ids that occur more than once, ascending; a walk tells where they ascend already."""
+    """[M] ids that occur more than once, ascending; a walk tells if they ascend already."""
     if bool((ids[1:] > ids[:-1]).all()):
         return ids[:0]
     ordered = ids.sort().values
@@ -379,7 +379,7 @@ def _all_different(ids: list[int]) -> bool:
 
 
 def fingerprint(ids: Tensor, labels: Tensor | None = None) -> str:
-    """What a store is of: the number of examples, their ids and, where given, their labels.
+    """Tells what a store is of: the number of examples, their ids and, if given, their labels.
 
     The order of the examples does not matter. Without labels the fingerprint says so and covers
     the ids alone.

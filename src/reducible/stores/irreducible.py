@@ -41,7 +41,7 @@ class IrreducibleLossStore:
     ) -> None:
         _require_metadata(fingerprint, header)
         self._values = values  # [N] or [N, G] float32 on the CPU
-        self._ids = ids  # [N] int64 ascending, or None where ids are 0 … N−1
+        self._ids = ids  # [N] int64 ascending, or None if ids are 0 … N−1
         self.fingerprint = fingerprint
         self.header = dict(header)
         self._mapped: layout.Mapped | None = None
@@ -95,7 +95,7 @@ class IrreducibleLossStore:
 
     @property
     def groups(self) -> int:
-        """Number of columns G; 0 where the store has one loss per example."""
+        """Number of columns G; 0 if the store has one loss per example."""
         return self._values.shape[1] if self._values.dim() == 2 else 0
 
     @property
@@ -184,7 +184,7 @@ class IrreducibleLossStore:
     def check(self, fingerprint: str) -> None:
         """Raise StoreError unless this store is of the data with ``fingerprint``.
 
-        An empty fingerprint on either side is unchecked; where one side has no labels, the ids
+        An empty fingerprint on either side is unchecked; if one side has no labels, the ids
         alone are compared.
         """
         if not self.fingerprint or not fingerprint or self.fingerprint == fingerprint:

@@ -1,4 +1,4 @@
-"""How a store lies in its file: as safetensors, with a checksum among the metadata."""
+"""Lays out a store in its file: safetensors, with a checksum among the metadata."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def write(
 
 
 class Contents(NamedTuple):
-    """What a file holds, once its checksum is seen to be right."""
+    """Holds the contents of a file, once its checksum is seen to be right."""
 
     tensors: dict[str, Tensor]
     """On the CPU; mapped into memory, so that a page is read when it is first looked at."""
@@ -173,7 +173,7 @@ def _digest(
 
 
 def _head(columns: Mapping[str, Column], metadata: Mapping[str, str]) -> bytes:
-    """How the file begins; its contents then start at a multiple of 8 bytes."""
+    """Builds the beginning of the file; its contents then start at a multiple of 8 bytes."""
     head: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name in sorted(columns):

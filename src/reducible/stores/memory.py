@@ -62,7 +62,7 @@ class LossMemory:
 
     @property
     def in_data_order(self) -> Tensor:
-        """[N] float32: the last losses in the order of the ids given; NaN where never seen."""
+        """[N] float32: the last losses in the order of the ids given; NaN if never seen."""
         out = torch.empty_like(self._loss)
         out[self._order] = self._loss
         return out

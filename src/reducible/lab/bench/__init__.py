@@ -1,4 +1,4 @@
-"""What selection costs on this machine, beside its floor. Ratios within one process, medians.
+"""Measures what selection costs on this machine, beside its floor: ratios in one process, medians.
 
 - ``steps``: a step of the loop, choosing or watching, over the same by hand; flat over many steps
 - ``scoring``, ``picking``, ``fitting``, ``plans``: parts of a step, and what comes before training

@@ -1,4 +1,4 @@
-"""What a step of selection costs on an accelerator, beside the same arithmetic by hand."""
+"""Measures a step of selection on an accelerator, beside the same arithmetic by hand."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def accelerator_steps(
     finiteness, keeps its ledger and writes its choices to a file besides.
 
     Args:
-        device: where models and batches are.
+        device: of models and batches.
         keep: n_b.
         candidates: n_B.
         rounds: pairs of blocks.
@@ -91,7 +91,7 @@ def accelerator_steps(
 
 
 class _Data:
-    """The same batches of candidates for every way, over and over."""
+    """Yields the same batches of candidates to every way, over and over."""
 
     def __init__(self, device: torch.device, keep: int, candidates: int, width: int) -> None:
         g = torch.Generator().manual_seed(0)

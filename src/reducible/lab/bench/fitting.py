@@ -1,4 +1,4 @@
-"""What fitting irreducible losses per group costs over one plain fit."""
+"""Measures a fit of irreducible losses per group, over one plain fit."""
 
 from __future__ import annotations
 

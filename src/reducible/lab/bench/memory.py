@@ -1,4 +1,4 @@
-"""What memory this process has."""
+"""Reads how much memory this process has."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from reducible.types import ReducibleError
 
 
 def resident_bytes() -> int:
-    """Resident size of this process now; its peak where /proc is not there."""
+    """Resident size of this process now; its peak if /proc is not there."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -24,7 +24,7 @@ def resident_bytes() -> int:
 
 
 def own_memory_bytes() -> int:
-    """Memory of this process that no file backs; all of it where /proc does not tell."""
+    """Memory of this process that no file backs; all of it if /proc does not tell."""
     try:
         with open("/proc/self/status", encoding="ascii") as file:
             fields = dict(line.split(":", 1) for line in file)

@@ -1,4 +1,4 @@
-"""What picking costs, rule by rule, on made-up evidence."""
+"""Measures what picking costs, rule by rule, on made-up evidence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the irreducible losses of a plan cost a user, over the same loop by hand."""
+"""Measures what the irreducible losses of a plan cost, over the same loop by hand."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def row(what: str, values: list[float], unit: str) -> dict[str, Any]:
 
 
 def milliseconds(work: Callable[[], Any]) -> float:
-    """That ``work`` takes once."""
+    """Seconds that ``work`` takes once."""
     began = time.perf_counter()
     work()
     return (time.perf_counter() - began) * 1e3

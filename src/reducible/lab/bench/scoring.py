@@ -1,4 +1,4 @@
-"""What scoring a candidate costs over training on an example, way by way."""
+"""Measures scoring a candidate over training on an example, way by way."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def scoring_costs(name: str, *, repeats: int, compiled: bool = False) -> list[di
 
 
 def _cannot_compile(model: nn.Module, candidates: Candidates) -> str:
-    """Why the model cannot be scored compiled on this machine; empty where it can."""
+    """Says why the model cannot be scored compiled on this machine; empty if it can."""
     try:
         measure(model, candidates, frozenset({"loss"}), Scoring(compile=True))
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""What a step of the loop costs beside the same arithmetic by hand, and whether that lasts."""
+"""Measures a step of the loop beside the same arithmetic by hand, and whether that lasts."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def _uniform_steps(data: TensorSet, name: str) -> Steps:
 
 
 def _blind_steps(data: TensorSet, name: str, rule: Selector, **options: Any) -> Steps:
-    """By the loader, on rows drawn before they are loaded."""
+    """Makes steps by the loader, on rows drawn before they are loaded."""
     model, optimizer = new_model(name)
     loader = data.loader(N_CANDIDATES, generator=torch.Generator().manual_seed(0))
     batches = SelectingLoader(loader, model, rule, keep=N_B, **options)

@@ -1,4 +1,4 @@
-"""What looking up irreducible losses costs, in memory and on disk."""
+"""Measures what looking up irreducible losses costs, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def _lookups(store: IrreducibleLossStore) -> list[float]:
 
 
 def mapped_lookup(rows: int, *, free: int | None = None) -> list[dict[str, Any]]:
-    """The same in a store on disk that is opened there, and the memory that this takes.
+    """Measures the same in a store that is opened on disk, and the memory that this takes.
 
     The memory is what belongs to this process alone; pages of the file that the system keeps are
-    given up where memory is short. ``free`` bytes of disk: those of the temporary folder.
+    given up if memory is short. ``free`` bytes of disk: those of the temporary folder.
     """
     what = f"store look-up, {rows:,} dense ids on disk"
     free = shutil.disk_usage(tempfile.gettempdir()).free if free is None else free

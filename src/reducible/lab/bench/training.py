@@ -1,4 +1,4 @@
-"""What every measurement trains: a network, its optimizer, an update, the sizes of a batch."""
+"""Makes what every measurement trains: a network, its optimizer, an update, a batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every function of labels asks of them first."""
+"""Checks labels, for every function that reads them."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Where data files are: named by the user, or embedded; plain or compressed."""
+"""Finds data files: named by the user, or embedded; plain or compressed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def find_file(root: Path, name: str, needed_for: str) -> Path:
 
 
 def read_compressed(path: Path) -> bytes:
-    """The bytes of a file, decompressed where its name ends in .gz or .xz.
+    """The bytes of a file, decompressed if its name ends in .gz or .xz.
 
     Raises:
         DataError: the compressed file is damaged or cut short.

@@ -1,4 +1,4 @@
-"""What data sets in memory have in common: ids, labels, subsets, loaders of whole batches."""
+"""Holds data sets in memory: ids, labels, subsets, loaders of whole batches."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class InMemory(Dataset[Candidates], ABC):
 
     @abstractmethod
     def _with(self, **changes: Any) -> Self:
-        """The same data set, but for ``changes`` to what it was made from."""
+        """Returns the same data set, but for ``changes`` to what it was made from."""
 
     @abstractmethod
     def _rows(self, at: Tensor, *, ids: Tensor | None, origin: object | None) -> Self:
@@ -113,7 +113,7 @@ class InMemory(Dataset[Candidates], ABC):
         return self._rows(check_positions(positions, len(self)), ids=None, origin=origin)
 
     def relabelled(self, targets: Tensor) -> Self:
-        """The same examples and ids, labelled ``targets`` ([N] int64)."""
+        """Returns the same examples and ids, labelled ``targets`` ([N] int64)."""
         return self._with(targets=targets)
 
     def loader(
@@ -125,7 +125,7 @@ class InMemory(Dataset[Candidates], ABC):
         generator: torch.Generator | None = None,
         workers: int = 0,
     ) -> DataLoader[Candidates]:
-        """Batches of ``batch_size``, each fetched at once; in order where not ``shuffle``.
+        """Batches of ``batch_size``, each fetched at once; in order if not ``shuffle``.
 
         ``generator`` draws the order, so that the global random stream stays as it was; without
         one, a shuffling loader draws from that stream, as torch's own do. ``workers`` processes
@@ -142,7 +142,7 @@ class InMemory(Dataset[Candidates], ABC):
             )
         order = RandomSampler(self, generator=generator) if shuffle else SequentialSampler(self)
         if generator is None and not shuffle:
-            generator = torch.Generator()  # a DataLoader draws a seed even where nothing is random
+            generator = torch.Generator()  # a DataLoader draws a seed even if nothing is random
         return DataLoader(
             self,
             batch_size=None,
@@ -154,7 +154,7 @@ class InMemory(Dataset[Candidates], ABC):
 
 
 def check_positions(positions: Tensor, n: int) -> Tensor:
-    """``positions`` if they are [M] int64 in [0, n); raises DataError where they are not."""
+    """``positions`` if they are [M] int64 in [0, n); raises DataError if they are not."""
     if positions.dtype != torch.int64 or positions.dim() != 1:
         raise DataError(
             f"positions must be [M] int64; got {positions.dtype} of shape "

@@ -18,7 +18,7 @@ _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: "
 
 
 def read_idx(path: str | Path) -> Tensor:
-    """The array in an idx file: plain, or compressed where the name ends in .gz or .xz.
+    """The array in an idx file: plain, or compressed if the name ends in .gz or .xz.
 
     The format is: two zero bytes, a byte for the type, a byte for the number of dimensions D,
     D sizes as big-endian uint32, then the numbers in row-major order.

@@ -17,7 +17,7 @@ class NoisyLabels(NamedTuple):
     targets: Tensor
     """[N] int64."""
     corrupted: Tensor
-    """[N] bool, True where the label differs from the one given."""
+    """[N] bool, True if the label differs from the one given."""
 
 
 class AmbiguousMix(NamedTuple):

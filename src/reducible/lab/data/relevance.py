@@ -1,4 +1,4 @@
-"""Which rows a data set has: imbalance, low-relevance classes, and web-like data.
+"""Chooses which rows a data set has: imbalance, low-relevance classes, web-like data.
 
 Pure functions from labels to positions, random by their generator alone. Counts are exact:
 round(share · n), never a coin per row.
@@ -25,7 +25,7 @@ class WebLike(NamedTuple):
     targets: Tensor
     """[M] int64 labels of these rows, after noise."""
     corrupted: Tensor
-    """[M] bool, True where the label is wrong."""
+    """[M] bool, True if the label is wrong."""
 
 
 class RelevanceSplit(NamedTuple):

@@ -29,7 +29,7 @@ class Sentences:
 
     @property
     def targets(self) -> Tensor:
-        """[N] int64: 1 where the rating is positive, else 0. Near 0, people disagree."""
+        """[N] int64: 1 if the rating is positive, else 0. Near 0, people disagree."""
         return (self.ratings > 0).long()
 
     def __len__(self) -> int:

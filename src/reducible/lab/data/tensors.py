@@ -94,7 +94,7 @@ class TensorSet(InMemory):
         return Candidates(self.ids.index_select(0, at), (x, self.targets.index_select(0, at)))
 
     def with_transform(self, transform: Callable[[Tensor], Tensor] | None) -> TensorSet:
-        """The same examples, augmented by ``transform``; None for the plain inputs."""
+        """Returns the same examples, augmented by ``transform``; None for the plain inputs."""
         return self._with(transform=transform)
 
     def _single(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -121,7 +121,7 @@ RULES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 """Name in the study → settings of the recipe."""
 
 BUDGETS: Mapping[str, float] = MappingProxyType({"0.5x": 0.5, "0.75x": 0.75, "1x": 1.0, "2x": 2.0})
-"""Of the time that uniform takes to its plateau; 0.75x for FINER alone."""
+"""Shares of the time that uniform takes to its plateau; 0.75x for FINER alone."""
 
 FINER = "plan-full"
 """The rule whose time to uniform's end is looked at more closely, with a run in between."""
@@ -184,7 +184,7 @@ def setting(network: str, data: str, holdout: str, rule: str) -> Recipe:
 
 
 def measured() -> dict[str, Any]:
-    """What was measured and tuned beforehand; see the module's first lines."""
+    """Reads what was measured and tuned beforehand; see the module's first lines."""
     path = resources.files("reducible.lab.recipes") / "equal_time.json"
     return json.loads(path.read_text(encoding="utf-8"))
 

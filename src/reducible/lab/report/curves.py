@@ -144,7 +144,7 @@ _EVEN = ("as many steps", "as much time")
 
 
 def _ratio(baseline: _Line, best: _Line, axis: int) -> str:
-    """How much less the best method needed, or more."""
+    """Says how much less the best method needed, or more."""
     unit, less = (("steps", "fewer"), ("time", "less"))[axis]
     ours, theirs = best.crossing(axis), baseline.crossing(axis)
     if not ours or not theirs or round(max(ours, theirs) / min(ours, theirs), 1) <= 1:
@@ -310,7 +310,7 @@ def _compare(ax: Axes, baseline: _Line, best: _Line | None, axis: int) -> None:
 
 
 def _place_between(ax: Axes, words: Sequence[Text], low: float, high: float) -> None:
-    """Centre ``words`` between two x, or put them right of one, or left, where there is room."""
+    """Centre ``words`` between two x, or put them right of one, or left, if there is room."""
     canvas = ax.get_figure(root=True).canvas  # pyright: ignore[reportOptionalMemberAccess]
     renderer = canvas.get_renderer()  # pyright: ignore[reportAttributeAccessIssue]
     wide = max(word.get_window_extent(renderer).width for word in words)
@@ -332,7 +332,7 @@ def _place_between(ax: Axes, words: Sequence[Text], low: float, high: float) -> 
 
 
 def _label_ends(ax: Axes, drawn: Sequence[_Line], axis: int) -> None:
-    """Each method's name beside its last point, moved apart where they would overlap."""
+    """Each method's name beside its last point, moved apart if they would overlap."""
     low, high = ax.get_ylim()
     right = ax.get_xlim()[1]
     ends = [(_mean_of_three(line.points(axis)[1])[-1], line) for line in drawn]
@@ -351,7 +351,7 @@ def _label_ends(ax: Axes, drawn: Sequence[_Line], axis: int) -> None:
 
 
 def _end(line: _Line, axis: int) -> str:
-    """Where a curve ends: its accuracy, or its seconds."""
+    """Says where a curve ends: its accuracy, or its seconds."""
     if axis == 0:
         return percent(line.method.get("final_accuracy"))
     total = line.method.get("seconds", {}).get("total")
@@ -418,7 +418,7 @@ def _draw_selected(ax: Axes, lines: Sequence[_Line]) -> None:
 
 
 def _width(figure: Figure, words: str, size: float, weight: str) -> float:
-    """How wide ``words`` are, as a share of the figure."""
+    """Measures how wide ``words`` are, as a share of the figure."""
     text = figure.text(0, 0, words, size=size, weight=weight)
     extent = text.get_window_extent(figure.canvas.get_renderer())  # pyright: ignore[reportAttributeAccessIssue]
     text.remove()

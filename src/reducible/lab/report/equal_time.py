@@ -49,7 +49,7 @@ def outcomes(
     *,
     seeds: int = 5,
 ) -> list[Outcome]:
-    """What was found for one network and one kind of data; rules in the order of ``known``.
+    """Holds what was found for one network and one kind of data; rules in the order of ``known``.
 
     Args:
         results: folder of the results files.
@@ -197,7 +197,7 @@ def _ratio(mine: Mapping[int, float], uniform: Mapping[int, float]) -> str:
 
 
 def gate_note(by_data: Mapping[str, Sequence[Outcome]]) -> str:
-    """What the gate's trials cost in all runs, and in how many it let selection in; or nothing."""
+    """Says what the gate's trials cost in all runs, and in how many it opened; or nothing."""
     reports = [report for found in by_data.values() for o in found for report in o.gate]
     if not reports:
         return ""
@@ -276,7 +276,7 @@ def _cell(mine: Outcome, uniform: Outcome, budget: str) -> str:
 
 
 def _marked(mean: float, low: float, high: float) -> str:
-    """Points with their interval; bold where it lies above zero, italic where below."""
+    """Points with their interval; bold if it lies above zero, italic if below zero."""
     mark = "**" if low > 0 else "*" if high < 0 else ""
     return f"{mark}{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}){mark}"
 
@@ -327,7 +327,7 @@ def like_over_budgets(by_network: Mapping[str, Mapping[str, Sequence[Outcome]]],
 
 
 def between_note(found: Sequence[Outcome]) -> str:
-    """Where rules ended, over uniform's end at budget 1, at budgets uniform was not run at."""
+    """Shows where rules ended, over uniform's end at budget 1, if uniform lacks the budget."""
     uniform = next(outcome for outcome in found if outcome.rule == "uniform")
     ends = {
         (mine.rule, budget): _points(*_compared(mine.accuracy[budget], uniform.accuracy["1x"]))
@@ -342,7 +342,7 @@ def between_note(found: Sequence[Outcome]) -> str:
 def _over_its_like(
     by_data: Mapping[str, Sequence[Outcome]], rule: str, budget: str
 ) -> list[str] | None:
-    """A cell per kind of data; None where it lacks one."""
+    """A cell per kind of data; None if it lacks one."""
     plain, _ = LIKE_WITH_LIKE[rule]
     cells: list[str] = []
     for found in by_data.values():
@@ -367,7 +367,7 @@ def seeds_of(found: Sequence[Outcome], budget: str = "1x") -> int:
 
 
 def seeds_note(found: Sequence[Outcome], budgets: Sequence[str] = BUDGETS) -> str:
-    """How many seeds stand behind a table of ``budgets``, and what was run with more."""
+    """Says how many seeds stand behind a table of ``budgets``, and what was run with more."""
     least = seeds_of(found)
     parts = [f"{least} seeds"]
     for budget in budgets:

@@ -93,7 +93,7 @@ def _frame(ax: Axes, title: str, rows: Sequence[str]) -> None:
 
 
 def _say(figure: Figure, networks: Sequence[str]) -> None:
-    """What is shown, above and below the panels."""
+    """Writes what is shown, above and below the panels."""
     marks = [
         Line2D([], [], color=INK, linestyle="", marker=MARKERS[i % len(MARKERS)], label=name)
         for i, name in enumerate(networks)

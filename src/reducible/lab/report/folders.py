@@ -91,7 +91,7 @@ def _no_run(folder: Path) -> str:
 
 
 def _from_metrics(folder: Path, target: float | None) -> dict[str, Any]:
-    """What a stopped run's evaluations tell, in the words of a summary."""
+    """Reads a stopped run's evaluations, in the words of a summary."""
     path = folder / "metrics.jsonl"
     lines = read_metrics(path) if path.exists() else []
     curve = [[line["step"], line["seconds"], line["accuracy"]] for line in lines]
@@ -121,7 +121,7 @@ def _total_share(lines: Sequence[Mapping[str, Any]], name: str) -> float | None:
 def as_summary(runs: Sequence[Run]) -> dict[str, Any]:
     """The runs as one demo's summary: ``methods`` by name, and what all runs have in common.
 
-    Runs of the same name are told apart by their seed, and where that is not enough by folder. Runs
+    Runs of the same name are told apart by their seed, and if that is not enough by folder. Runs
     towards different targets have no common one, so none is named.
     """
     methods: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What plans drop by a learned noise floor and by medians: the table of docs/noise-floor.md."""
+"""Tabulates what plans drop by a learned noise floor and by medians: docs/noise-floor.md."""
 
 from __future__ import annotations
 

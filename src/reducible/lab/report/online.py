@@ -19,7 +19,7 @@ _FEWEST = 2  # seeds in common with the baseline's, for an interval
 @final
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What was run of a study.
+    """Holds what was run of a study.
 
     Attributes:
         variants: in the order of their rows; the baseline is one of them.
@@ -35,7 +35,7 @@ class Study:
     def read(
         cls, results: Path, variants: Sequence[str], kinds: Sequence[str], *, family: str = "online"
     ) -> Study:
-        """The newest results of ``<family>/<kind>/<variant>``, where there are any."""
+        """The newest results of ``<family>/<kind>/<variant>``, if there are any."""
         runs: dict[tuple[str, str], Mapping[int, Mapping[str, Any]]] = {}
         for kind in kinds:
             for variant in variants:
@@ -55,7 +55,7 @@ class Study:
         return len(self.seeds(kind, variant)) >= _FEWEST
 
     def values(self, kind: str, variant: str, key: str) -> list[Any]:
-        """What the summaries say of ``key``, by seed, of seeds shared with the baseline."""
+        """Reads ``key`` of the summaries, by seed, of seeds shared with the baseline."""
         return [self.runs[kind, variant][seed][key] for seed in self.seeds(kind, variant)]
 
     def over_baseline(self, kind: str, variant: str) -> Difference:
@@ -113,7 +113,7 @@ def wrong_table(study: Study, kinds: Sequence[str]) -> str:
 
 
 def points(difference: Difference) -> str:
-    """A difference in points, bold where its interval is above zero, italic where below.
+    """A difference in points, bold if its interval is above zero, italic if below.
 
     >>> points(Difference(0.01, 0.002, 0.018)), points(Difference(-0.01, -0.03, 0.0))
     ('**+1.0 (+0.2 to +1.8)**', '-1.0 (-3.0 to +0.0)')
@@ -124,7 +124,7 @@ def points(difference: Difference) -> str:
 
 
 def not_run(study: Study) -> str:
-    """What is missing, in a sentence; nothing where nothing is."""
+    """Says what is missing, in a sentence; nothing if nothing is."""
     lacking = {
         variant: [kind for kind in study.kinds if not study.has(kind, variant)]
         for variant in study.variants
@@ -146,7 +146,7 @@ def titles_list(titles: Mapping[str, str], steps: Mapping[str, int]) -> str:
 
 
 def _table(study: Study, kinds: Sequence[str], cell: Callable[[str, str], str]) -> str:
-    """A row per variant that has any cell, a column per kind; a dash where there is none."""
+    """A row per variant that has any cell, a column per kind; a dash if there is none."""
     lines = ["| | " + " | ".join(kinds) + " |", "|" + "---|" * (len(kinds) + 1)]
     for variant in study.variants:
         known = [study.has(kind, variant) for kind in kinds]

@@ -1,4 +1,4 @@
-"""What several seeds say together: medians with quartiles, paired differences with intervals."""
+"""Sums up several seeds: medians with quartiles, paired differences with intervals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class MedianIQR(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A difference of means with its 95 % interval; claim it only where that excludes zero."""
+    """A difference of means with its 95 % interval; claim it only if that excludes zero."""
 
     mean: float
     low: float

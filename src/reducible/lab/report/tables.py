@@ -12,7 +12,7 @@ PHASES = ("irreducible_loss", "load", "score", "pick", "train", "evaluate", "tot
 
 
 def percent(share: float | None) -> str:
-    """A share to a tenth of a per cent; a dash where it is not known.
+    """A share to a tenth of a per cent; a dash if it is not known.
 
     >>> percent(0.0321), percent(None)
     ('3.2 %', '–')
@@ -61,14 +61,14 @@ _MEASURES: dict[str, Callable[[Mapping[str, Any]], str]] = {
 
 
 def _measures(summary: Mapping[str, Any]) -> dict[str, Callable[[Mapping[str, Any]], str]]:
-    """The measures that apply: none to a target where the summary names none."""
+    """The measures that apply: none to a target if the summary names none."""
     if summary.get("target_accuracy") is not None:
         return _MEASURES
     return {name: show for name, show in _MEASURES.items() if not name.endswith("target")}
 
 
 def heading(summary: Mapping[str, Any]) -> str:
-    """What was run, in one line.
+    """Says what was run, in one line.
 
     >>> heading({"dataset": "digits", "target_accuracy": 0.85, "seed": 0, "methods": {}})
     'digits · target 85 % · seed 0'
