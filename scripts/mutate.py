@@ -187,7 +187,7 @@ def _calls(node: ast.Call) -> Iterator[tuple[str, ast.AST | None]]:
     for position, keyword in enumerate(node.keywords):
         if keyword.arg in ("generator", "dtype", "device", "strict"):
             continue
-        if name in ("Row", "ScoreRow"):
+        if name == "Row":
             continue
         changed = copy.deepcopy(node)
         del changed.keywords[position]

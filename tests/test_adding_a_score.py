@@ -1,4 +1,4 @@
-"""Adding a rule as CONTRIBUTING.md says: one score file, one row; everything else follows."""
+"""Adding a rule as CONTRIBUTING.md says: one score file with its row; everything else follows."""
 
 from __future__ import annotations
 
@@ -49,24 +49,17 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = src / "reducible" / "scores" / "__init__.py"
     text = table.read_text(encoding="utf-8")
     first = "from reducible.scores.conditional_entropy import"
-    text = text.replace(first, f"from reducible.scores.{NAME} import {NAME}\n{first}", 1)
-    row = f"""    ScoreRow(
-        score={NAME},
-        equation="top-k (max_c p_i(c) − p_i(y_i))^power",
-        paper="An example of how a score is added",
-        summary="Confident mistakes.",
-        against="Falls for wrong labels.",
-        ranges={{"power": "> 0"}},
-    ),
-)
-"""
-    head, end, tail = text.partition('\n)\n"""Scores that are rules')
-    assert end
-    table.write_text(f"{head}\n{row}{end.removeprefix(chr(10) + ')' + chr(10))}{tail}")
-
+    row = f"{NAME.upper()}_ROW"
+    text = text.replace(first, f"from reducible.scores.{NAME} import {row}, {NAME}\n{first}", 1)
+    assert "RHO_CALIBRATED_ROW)" in text
+    text = text.replace("RHO_CALIBRATED_ROW)", f"RHO_CALIBRATED_ROW, {row})")
+    table.write_text(text, encoding="utf-8")
     before, after = _files(package), _files(src / "reducible")
     changed = {name for name in after if after[name] != before.get(name)}
-    assert changed == {"scores/__init__.py", f"scores/{NAME}.py"}  # one file and its row
+    assert changed == {
+        "scores/__init__.py",
+        f"scores/{NAME}.py",
+    }  # one file, and its place in the table
     assert set(before) <= set(after)
     return src
 

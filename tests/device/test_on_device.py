@@ -32,7 +32,7 @@ pytestmark = [
 ]
 
 B, C, D, S, K = 24, 4, 6, 3, 5
-BY_BATCH = [name for name, row in rd.SELECTORS.items() if row.build().horizon == "batch"]
+BY_BATCH = [name for name, row in rd.SELECTORS.items() if row.make().horizon == "batch"]
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -10,7 +10,9 @@ from torch import Tensor
 
 import reducible as rd
 from reducible.picks import rank_sample, soft_top_k
-from reducible.selectors import Scored, table
+from reducible.scores import Row
+from reducible.selectors import Scored
+from reducible.selectors.by_score import scored
 from reducible.types import ConfigurationError
 
 
@@ -88,9 +90,9 @@ def test_defaults_of_a_score_become_hyperparameters() -> None:
     def score(*, loss: Tensor, power: float = 2.0) -> Tensor:
         return loss**power
 
-    row = table.Row(
+    row = Row(
         name="mine",
-        build=table.scored(score),
+        make=scored(score),
         equation="L^p",
         paper="nobody",
         summary="A row made here.",
@@ -98,7 +100,7 @@ def test_defaults_of_a_score_become_hyperparameters() -> None:
     )
     assert row.hyperparameters == {"power": 2.0}
     assert row.needs == {"loss"}
-    built = row.build(power=3.0)
+    built = row.make(power=3.0)
     assert isinstance(built, Scored)
     evidence = rd.Evidence(ids=torch.arange(2), loss=torch.tensor([2.0, 3.0]))
     assert built.score(evidence).tolist() == [8.0, 27.0]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
+from reducible.scores import Row
 from reducible.scoring import RUNS_THE_MODEL
-from reducible.selectors import SELECTORS, Row
+from reducible.selectors import SELECTORS
 
 _STORED = {"irreducible_loss", "group_irreducible_loss"}
 
@@ -17,7 +18,7 @@ def cost(row: Row) -> str:
     >>> cost(SELECTORS["rho"])
     'one forward pass, one look-up'
     """
-    rule = row.build()
+    rule = row.make()
     parts: list[str] = []
     if rule.horizon == "run":
         return "one forward pass of a proxy, once a run"
@@ -74,7 +75,7 @@ def page(row: Row) -> str:
         f"| source | {_cell(row.paper)} |",
         f"| evidence | {needs} |",
         f"| cost per candidate | {said['cost per candidate']} |",
-        f"| decides | {_HORIZON[row.build().horizon]} |",
+        f"| decides | {_HORIZON[row.make().horizon]} |",
         "",
         "**Against it.** " + row.against,
         "",
@@ -86,7 +87,7 @@ def page(row: Row) -> str:
             for name, default in row.hyperparameters.items()
         ]
         lines.append("")
-    detail = inspect.getdoc(row.build)
+    detail = inspect.getdoc(row.make)
     if detail:
         lines += ["```text", detail, "```", ""]
     return "\n".join(lines)

@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from reducible.scores.rows import RHO_LOSS, Row
+
 
 def irreducible_loss(*, irreducible_loss: Tensor) -> Tensor:
     """−IL_i: the candidates that a holdout model finds easiest (the "negative IL" baseline).
@@ -13,3 +15,12 @@ def irreducible_loss(*, irreducible_loss: Tensor) -> Tensor:
         [B], of the irreducible loss's dtype.
     """
     return -irreducible_loss
+
+
+IRREDUCIBLE_LOSS_ROW = Row(
+    make=irreducible_loss,
+    equation="top-k −IL_i",
+    paper=f"{RHO_LOSS}, baseline",
+    summary="What a holdout model finds easy.",
+    against="Never looks at what is learnt already: it keeps choosing redundant examples.",
+)

@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from reducible.scores.rows import RHO_LOSS, Row
+
 
 def rho(*, loss: Tensor, irreducible_loss: Tensor) -> Tensor:
     """L_i − IL_i: learnable, worth learning, not yet learnt.
@@ -20,3 +22,13 @@ def rho(*, loss: Tensor, irreducible_loss: Tensor) -> Tensor:
     tensor([1.5000, 0.2500])
     """
     return loss - irreducible_loss.to(loss.dtype)
+
+
+RHO_ROW = Row(
+    make=rho,
+    equation="top-k L_i − IL_i",
+    paper=f"{RHO_LOSS}, Eq. 3, Algorithm 1",
+    summary="Learnable, worth learning, not yet learnt.",
+    against="Scores n_B candidates per update, which costs seconds where it saves steps; wrong "
+    "labels regain a high score once the model is more confident than the holdout model.",
+)

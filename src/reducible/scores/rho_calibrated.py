@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from reducible.scores.rows import Row
+
 
 def rho_calibrated(
     *,
@@ -46,3 +48,18 @@ def _with_floor(log_p: Tensor, floor: float, classes: int) -> Tensor:
     level = torch.full_like(log_p, math.log(floor / classes))
     mixed = torch.logaddexp(log_p + math.log1p(-floor), level)
     return mixed + 0.0 * log_p  # an infinite loss is broken, and the floor must not hide it
+
+
+RHO_CALIBRATED_ROW = Row(
+    make=rho_calibrated,
+    equation="top-k log((1−ν)·e^(−IL_i) + ν/C) − log((1−ν)·softmax(z_i/T)[y_i] + ν/C)",
+    paper="This library; noise floor after Patrini et al. 2017, temperature after Guo et al. 2017",
+    summary="RHO-LOSS with bounded losses: a label that both models are sure is wrong scores 0.",
+    against="Two more hyperparameters; hard but correct examples that the holdout model has "
+    "wrong score 0, too.",
+    ranges={"temperature": "> 0", "floor": "[0, 1)"},
+    limits={
+        "temperature": {"low": 0.0},
+        "floor": {"low": 0.0, "high": 1.0, "open_low": False},
+    },
+)

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from reducible.scores.entropy import entropy_of_logits
 from reducible.scores.rho import rho
+from reducible.scores.rows import EXTENSIONS, Row
 
 
 def rho_entropy(
@@ -22,3 +23,13 @@ def rho_entropy(
     """
     uncertainty = entropy_of_logits(logits=logits).to(loss.dtype)
     return rho(loss=loss, irreducible_loss=irreducible_loss) + beta * uncertainty
+
+
+RHO_ENTROPY_ROW = Row(
+    make=rho_entropy,
+    equation="top-k ρ_i + β·H(p_i)",
+    paper=EXTENSIONS,
+    summary="RHO-LOSS with a bonus for uncertain predictions.",
+    against="One seed gave −4 to −6 epochs to 80 %, no more than runs of RHO-LOSS differ by.",
+    ranges={"beta": "any finite number"},
+)

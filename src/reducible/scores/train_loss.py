@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from reducible.scores.rows import Row
+
 
 def train_loss(*, loss: Tensor) -> Tensor:
     """L_i: the hardest candidates first (Kawaguchi & Lu 2020, ordered SGD).
@@ -13,3 +15,12 @@ def train_loss(*, loss: Tensor) -> Tensor:
         [B], of the loss's dtype.
     """
     return loss
+
+
+TRAIN_LOSS_ROW = Row(
+    make=train_loss,
+    equation="top-k L_i",
+    paper="Kawaguchi & Lu 2020, Ordered SGD",
+    summary="The hardest examples.",
+    against="Falls for wrong labels: they keep the highest loss.",
+)

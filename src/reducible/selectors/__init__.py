@@ -4,7 +4,7 @@ from reducible.selectors.base import Choice, Look, Selector
 from reducible.selectors.chain import Chain
 from reducible.selectors.scheduled import Scheduled
 from reducible.selectors.scored import Scored
-from reducible.selectors.table import SELECTORS, Row, selector
+from reducible.selectors.table import SELECTORS, selector
 from reducible.selectors.uniform import Uniform
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "Chain",
     "Choice",
     "Look",
-    "Row",
     "Scheduled",
     "Scored",
     "Selector",

@@ -12,6 +12,8 @@ from torch import Tensor
 from reducible import scores
 from reducible.picks import top_k
 from reducible.picks._checks import check_scores
+from reducible.scores import Row
+from reducible.scores.rows import COUNT, EXTENSIONS, POSITIVE
 from reducible.selectors.base import Selector, check_state_keys
 from reducible.types import Evidence, Selection, require_between
 
@@ -89,3 +91,20 @@ class RhoEma(Selector):
         """Take over the average."""
         check_state_keys(self, state, {"average"})
         self._average = state["average"]
+
+
+RHO_EMA_ROW = Row(
+    name="rho_ema",
+    make=RhoEma,
+    equation="top-k_t ρ_i, k_t = clip(α·exp(ρ̄ − EMA_t)·k_base, k_min, k_max)",
+    paper=EXTENSIONS,
+    summary="More rows while there is more to learn.",
+    against="The batch size varies, and the gradient's noise with it; saved 2.8 % of rows.",
+    ranges={
+        "beta": "[0, 1)",
+        "alpha": POSITIVE,
+        "k_base": "None (n_B) or a whole number ≥ 1",
+        "k_min": COUNT,
+        "k_max": "None (k) or a whole number ≥ k_min",
+    },
+)

@@ -12,6 +12,8 @@ from reducible import scores
 from reducible.picks import diverse_top_k
 from reducible.picks._checks import check_scores
 from reducible.picks._draws import shuffled
+from reducible.scores import Row
+from reducible.scores.rows import EXTENSIONS, NOT_NEGATIVE
 from reducible.selectors.adaptive_size import moving_average
 from reducible.selectors.base import Selector, check_state_keys
 from reducible.types import Evidence, Selection, require_between, require_one_of
@@ -154,3 +156,19 @@ class RhoClassBalanced(Selector):
         """Take over the averages."""
         check_state_keys(self, state, {"averages"})
         self._averages = dict(state["averages"])
+
+
+RHO_CLASS_BALANCED_ROW = Row(
+    name="rho_class_balanced",
+    make=RhoClassBalanced,
+    equation="quota_t ∝ exp(ρ̄_t − EMA_t); hybrid diversity inside class t",
+    paper=f'{EXTENSIONS}, "RHO-DCAST"',
+    summary="Reducible examples of every class.",
+    against="λ = 0.2 gave −7 epochs to 80 % on one seed, λ = 0.5 cost 6.",
+    ranges={
+        "lam": NOT_NEGATIVE,
+        "beta": "[0, 1)",
+        "k_min": "whole number ≥ 0",
+        "adaptive": "True or False",
+    },
+)

@@ -9,6 +9,8 @@ import torch
 from reducible import scores
 from reducible.picks import top_k
 from reducible.picks._checks import check_scores
+from reducible.scores import Row
+from reducible.scores.rows import EXTENSIONS
 from reducible.selectors.base import Selector
 from reducible.types import Evidence, Selection, require_between
 
@@ -34,3 +36,14 @@ class CurriculumRho(Selector):
         check_scores(rho, k, evidence.ids)  # a broken store shows at once, not after the warm-up
         score = -loss if int(evidence.require("epoch")) < self._warmup else rho
         return top_k(score, k, generator=generator, ids=evidence.ids)
+
+
+CURRICULUM_RHO_ROW = Row(
+    name="curriculum_rho",
+    make=CurriculumRho,
+    equation="lowest L_i for some epochs, then top-k ρ_i",
+    paper=EXTENSIONS,
+    summary="Easy examples first.",
+    against="Harmful: the report's run never reached 80 %.",
+    ranges={"warmup_epochs": "whole number ≥ 0"},
+)

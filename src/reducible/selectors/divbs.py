@@ -12,6 +12,7 @@ from reducible import scores
 from reducible.picks import residual_pursuit
 from reducible.picks._checks import CURE
 from reducible.picks._draws import shuffled
+from reducible.scores import Row
 from reducible.selectors.base import Selector, check_state_keys
 from reducible.types import Evidence, Selection, require_between, require_finite, require_one_of
 
@@ -82,3 +83,14 @@ class DivBS(Selector):
 def _to_unit_scale(x: Tensor) -> Tensor:
     """``x`` over its largest magnitude: changes no pick, and keeps squares finite and not zero."""
     return x / x.abs().amax().clamp(min=torch.finfo(x.dtype).tiny)
+
+
+DIVBS_ROW = Row(
+    name="divbs",
+    make=DivBS,
+    equation="greedy argmax |⟨G_i, r⟩|, r ← r − ⟨e, r⟩·e, G_i = h_i ⊗ f_i",
+    paper="Hong et al. 2024, DivBS",
+    summary="Rows whose gradients together explain the mean gradient.",
+    against="The mean gradient holds that of wrong labels too; picking costs milliseconds.",
+    ranges={"rule": '"greedy" or "sample"', "project": "None or a whole number ≥ 1"},
+)

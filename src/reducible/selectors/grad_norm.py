@@ -11,6 +11,7 @@ from torch import Tensor
 from reducible import scores
 from reducible.picks import importance_sample, sampling_probabilities
 from reducible.picks._checks import check_scores
+from reducible.scores import Row
 from reducible.selectors.base import Choice, Look, Selector, check_state_keys
 from reducible.selectors.scored import Score, Scored
 from reducible.selectors.uniform import Uniform
@@ -108,3 +109,24 @@ class GradNormIS(Selector):
         """Take over the average of τ."""
         check_state_keys(self, state, {"tau"})
         self._tau = state["tau"]
+
+
+GRAD_NORM_ROW = Row(
+    name="grad_norm",
+    make=grad_norm,
+    equation="top-k ‖p_i − onehot(y_i)‖₂",
+    paper="Katharopoulos & Fleuret 2018, as in RHO-LOSS",
+    summary="The largest gradients.",
+    against="Falls for wrong labels, as the training loss does.",
+    ranges={"bound": '"logits" or "last_layer"'},
+)
+
+GRAD_NORM_IS_ROW = Row(
+    name="grad_norm_is",
+    make=GradNormIS,
+    equation="p_i = g_i/Σg with replacement, w_i = 1/(n_B·p_i)",
+    paper="Katharopoulos & Fleuret 2018",
+    summary="Importance sampling by gradient norm: unbiased, lower variance.",
+    against="Draws wrong labels more often, though it counts them less.",
+    ranges={"bound": '"logits" or "last_layer"', "tau_gate": "True or False"},
+)

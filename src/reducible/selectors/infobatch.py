@@ -8,6 +8,7 @@ from typing import final
 import torch
 
 from reducible.picks._checks import check_k
+from reducible.scores import Row
 from reducible.selectors.base import Selector
 from reducible.types import Evidence, Selection, SelectionError, name_ids, require_between
 
@@ -82,3 +83,14 @@ class InfoBatch(Selector):
         """The first step of the last part of the run."""
         total = int(evidence.require("total_steps"))
         return math.ceil(round((1.0 - self._anneal) * total, 6))  # 0.55 · 100 is above 55
+
+
+INFOBATCH_ROW = Row(
+    name="infobatch",
+    make=InfoBatch,
+    equation="each epoch: drop a share of the ids with L_i < L̄, weight the kept ones of them",
+    paper="Qin et al. 2024, InfoBatch",
+    summary="Fewer updates on what is learnt, without bias; no extra forward.",
+    against="Keeps every wrong label: their loss stays above the mean. Takes keep = 1.0 alone.",
+    ranges={"prune_below_mean": "[0, 1), of the below-mean ids", "anneal": "[0, 1]"},
+)

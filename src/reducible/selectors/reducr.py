@@ -10,6 +10,8 @@ from torch import Tensor
 
 from reducible.picks import top_k
 from reducible.picks._checks import CURE
+from reducible.scores import Row
+from reducible.scores.rows import NOT_NEGATIVE
 from reducible.selectors.base import Selector, check_state_keys
 from reducible.types import Evidence, Selection, require_between, require_finite, require_one_of
 
@@ -125,3 +127,23 @@ class Reducr(Selector):
         """Take over S."""
         check_state_keys(self, state, {"total"})
         self._total = state["total"]
+
+
+REDUCR_ROW = Row(
+    name="reducr",
+    make=Reducr,
+    equation="top-k Σ_c w_c·max(0, L_i − IL_ic), w = softmax(−η·S)",
+    paper="REDUCR, Algorithm 1",
+    summary="Reducible loss per class, weighted towards the classes that do worst.",
+    against="One irreducible loss per class to fit; η depends on batch size and data set "
+    'unless reduce="mean"; its gain is on the worst class, not on the average.',
+    ranges={
+        "eta": NOT_NEGATIVE,
+        "gamma": NOT_NEGATIVE,
+        "clip": "True or False",
+        "class_holdout": "True or False",
+        "class_irreducible": "True or False",
+        "model_loss": "True or False",
+        "reduce": '"sum" or "mean"',
+    },
+)

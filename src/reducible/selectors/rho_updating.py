@@ -7,6 +7,8 @@ from typing import final
 import torch
 
 from reducible import scores
+from reducible.scores import Row
+from reducible.scores.rows import NOT_NEGATIVE, RHO_LOSS
 from reducible.selectors.base import Selector
 from reducible.selectors.scored import Scored
 from reducible.types import Evidence, Selection, require_between
@@ -32,3 +34,14 @@ class RhoUpdating(Selector):
     def select(self, evidence: Evidence, k: int, *, generator: torch.Generator) -> Selection:
         """The k largest."""
         return self._rho.select(evidence, k, generator=generator)
+
+
+RHO_UPDATING_ROW = Row(
+    name="rho_updating",
+    make=RhoUpdating,
+    equation="top-k L_i − L[y_i | x_i; D_ho, D_t]",
+    paper=f"{RHO_LOSS}, Eq. 2 and App. D",
+    summary="RHO-LOSS whose irreducible-loss model keeps learning.",
+    against="Chooses more wrong labels late in training; lower final accuracy (Table 4).",
+    ranges={"lr_ratio": NOT_NEGATIVE},
+)

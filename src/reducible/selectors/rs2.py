@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from reducible.picks._checks import check_k
+from reducible.scores import Row
 from reducible.selectors.base import Selector, check_state_keys
 from reducible.types import Evidence, Selection
 
@@ -62,3 +63,13 @@ class RS2(Selector):
         """Take over which positions are used."""
         check_state_keys(self, state, {"used"})
         self._used = state["used"]
+
+
+RS2_ROW = Row(
+    name="rs2",
+    make=RS2,
+    equation="each epoch: k ids at random, none twice until all are used",
+    paper="Okanovic et al. 2024, RS2",
+    summary="A fresh random subset per epoch; costs nothing.",
+    against="Looks at nothing; still beats most pruning methods.",
+)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from reducible.picks import gumbel_top_k
 from reducible.picks._checks import check_scores
+from reducible.scores import Row
+from reducible.scores.rows import COUNT, NOT_NEGATIVE
 from reducible.selectors.base import Selector, check_state_keys
 from reducible.types import Evidence, Selection, require_between
 
@@ -66,3 +68,14 @@ class SelectiveBackprop(Selector):
         """Take over the recent losses."""
         check_state_keys(self, state, {"recent"})
         self._recent = state["recent"]
+
+
+SELECTIVE_BACKPROP_ROW = Row(
+    name="selective_backprop",
+    make=SelectiveBackprop,
+    equation="p_i ∝ CDF_R(L_i)^β, without replacement",
+    paper="Jiang et al. 2019",
+    summary="The higher a loss stands among recent ones, the likelier.",
+    against="Falls for wrong labels.",
+    ranges={"beta": NOT_NEGATIVE, "history": COUNT},
+)

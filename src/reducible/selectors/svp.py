@@ -8,6 +8,7 @@ import torch
 
 from reducible import scores
 from reducible.picks import top_k
+from reducible.scores import Row
 from reducible.selectors.base import Selector
 from reducible.selectors.scored import Score
 from reducible.types import Evidence, Selection, require_one_of
@@ -42,3 +43,14 @@ class SVP(Selector):
         """The k most uncertain."""
         score = self._score(logits=evidence.require("logits"))
         return top_k(score, k, generator=generator, ids=evidence.ids)
+
+
+SVP_ROW = Row(
+    name="svp",
+    make=SVP,
+    equation="once: top-k uncertainty of a proxy, then uniform",
+    paper="Coleman et al. 2020",
+    summary="The share of the data set that a proxy model is least certain of.",
+    against="Uncertain examples hold most of the wrong labels; the worst baseline of RHO-LOSS.",
+    ranges={"uncertainty": '"entropy", "least_confidence" or "margin"'},
+)

@@ -8,6 +8,8 @@ import torch
 
 from reducible.picks._checks import check_k
 from reducible.picks._draws import shuffled
+from reducible.scores import Row
+from reducible.scores.rows import RHO_LOSS
 from reducible.selectors.base import Selector
 from reducible.types import Evidence, Selection
 
@@ -24,3 +26,13 @@ class Uniform(Selector):
         check_k(k, ids.numel())
         order = shuffled(ids.numel(), generator=generator, like=ids)
         return Selection(index=order[:k], weight=torch.ones(k, device=ids.device))
+
+
+UNIFORM_ROW = Row(
+    name="uniform",
+    make=Uniform,
+    equation="k of B at random",
+    paper=RHO_LOSS,
+    summary="The baseline; costs nothing.",
+    against="Spends updates on what is learnt already, and on wrong labels at their share.",
+)
