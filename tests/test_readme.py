@@ -174,7 +174,7 @@ def test_the_pictures_are_pictures() -> None:
     shown = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
     paths = [ROOT / path for path in shown]
     paths += [ROOT / "docs" / path for path in re.findall(r"!\[[^]]+\]\(([^)]+)\)", demo)]
-    assert len(paths) == 2
+    assert len(paths) == 3
     for path in paths:
         data = path.read_bytes()
         assert data[:8] == b"\x89PNG\r\n\x1a\n"
