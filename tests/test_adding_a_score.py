@@ -59,7 +59,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert changed == {
         "scores/__init__.py",
         f"scores/{NAME}.py",
-    }  # one file, and its place in the table
+    }  # and its place in the table
     assert set(before) <= set(after)
     return src
 

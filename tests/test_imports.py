@@ -69,7 +69,7 @@ ALLOWED = {
     "lab.sweep": _SWEEPS,
     "lab.recipes": _SWEEPS,
     "lab.bench": _SWEEPS,
-    "lab.method_pages": "types selectors scoring",
+    "lab.method_pages": "types scores selectors scoring",
     "lab.report": "lab.records lab.info_records",
     "lab.demo": f"{_SWEEPS} lab.recipes lab.race lab.report",
     "lab.cli": "*",
