@@ -1,0 +1,125 @@
+"""Single-label classification of sequences of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from reducible.tasks.cross_entropy import CrossEntropy, Field, describe
+from reducible.types import DataError, require_between
+
+_TOKEN_KEYS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+
+
+@final
+class SequenceClassification(CrossEntropy):
+    """Classification of texts, by models that take padded tokens by keyword.
+
+    Such as ``AutoModelForSequenceClassification`` of transformers, or
+    ``reducible.lab.encoders.minilm``. Batches are mappings with ``input_ids`` [B, T] int64,
+    ``attention_mask`` [B, T], 1 at tokens and 0 at padding, and labels [B]; ``token_type_ids`` and
+    ``position_ids`` go to the model too if they are there, and nothing else does. So the model
+    makes no loss of its own, and texts or lengths may stand in the batch.
+
+    Features are what the classifier layer takes in, pooled as the model does it: before the layer,
+    or, if a causal model classifies every token, at the last token of each row.
+    ``Scoring(max_length=…)`` cuts tokens and mask alike, to the start of each text if padding
+    stands on the right; of rows padded on the left it would keep the padding.
+
+    Args:
+        targets: key or function of the batch, for the labels; found if None under one of
+            labels, label, targets, target, y.
+        features: name of the classifier layer; found by a trial pass if None.
+        label_smoothing: of the cross-entropy, in [0, 1).
+        pad_id: the token that pads, from which the mask is made if a batch has none.
+    """
+
+    def __init__(
+        self,
+        *,
+        targets: Field | None = None,
+        features: str | None = None,
+        label_smoothing: float = 0.0,
+        pad_id: int | None = None,
+    ) -> None:
+        super().__init__(targets=targets, features=features, label_smoothing=label_smoothing)
+        if pad_id is not None:
+            require_between("pad_id", pad_id, 0, whole=True)
+        self._pad_id = pad_id
+
+    def unpadded(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """``batch`` without the columns on the right that are padding in every row.
+
+        Rows chosen from many candidates are padded to the longest of the candidates; cut to the
+        longest of their own, they cost less to train on, and the model sees the same texts.
+        """
+        attended = self._tokens(batch)["attention_mask"]  # [B, T]
+        columns = (attended != 0).any(dim=0).nonzero()  # [T', 1]
+        longest = int(columns[-1]) + 1 if columns.numel() else 0
+        padded = attended.shape
+        return {
+            k: v[:, :longest] if isinstance(v, Tensor) and v.shape == padded else v
+            for k, v in batch.items()
+        }
+
+    def _tokens(self, batch: Any) -> dict[str, Tensor]:
+        """Returns what the model is called with."""
+        if not isinstance(batch, Mapping) or "input_ids" not in batch:
+            raise DataError(
+                f"no 'input_ids' in a batch of {describe(batch)}: a mapping with input_ids, "
+                "attention_mask and labels was expected. Other inputs than tokens? Use "
+                "Classification(inputs=…)."
+            )
+        tokens = {k: batch[k] for k in _TOKEN_KEYS if k in batch}
+        ids = tokens["input_ids"]
+        if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point():
+            what = f"{ids.dtype} of shape {tuple(ids.shape)}" if isinstance(
+                ids, Tensor
+            ) else type(ids).__name__  # fmt: skip
+            raise DataError(
+                f"input_ids must be whole numbers of shape [B, T], got {what}. Rows of unequal "
+                "length? Pad them, as data.TokenSet does."
+            )
+        if "attention_mask" not in tokens:
+            if self._pad_id is None:
+                raise DataError(
+                    f"no 'attention_mask' in a batch of {describe(batch)}, so padding would be "
+                    "read as text. Let the tokenizer return it, or name the token that pads: "
+                    "SequenceClassification(pad_id=…)."
+                )
+            tokens["attention_mask"] = (ids != self._pad_id).long()  # [B, T]
+        mask = tokens["attention_mask"]
+        if mask.shape != ids.shape:
+            raise DataError(
+                f"attention_mask of shape {tuple(mask.shape)} for input_ids of shape "
+                f"{tuple(ids.shape)}: both must be [B, T]. Was one of them cut or padded alone?"
+            )
+        return tokens
+
+    def _call(self, model: nn.Module, batch: Any) -> Any:
+        return model(**self._tokens(batch))
+
+    def _pooled(self, seen: Tensor, batch: Any) -> Tensor:
+        """[B, D]: as it is, or of [B, T, D] the last token that is not padding."""
+        mask = self._tokens(batch)["attention_mask"]  # [B, T]
+        if seen.shape[:-1] != mask.shape:
+            return seen
+        columns = torch.arange(mask.shape[1], device=mask.device)  # [T]
+        last = (columns * (mask != 0)).argmax(dim=1)  # [B]
+        return seen[torch.arange(len(last), device=last.device), last]
+
+    def _head_before_pooling(
+        self, model: nn.Module, batch: Any, last: nn.Module
+    ) -> nn.Module | None:
+        """The linear layer that ran last, if its rows at the last tokens are the logits."""
+        pooled: list[Tensor] = []
+
+        def keep(module: nn.Module, _: Any, out: Tensor) -> None:
+            if module is last:
+                pooled.append(self._pooled(out, batch))
+
+        logits = self._call_watched(model, batch, keep)
+        return last if torch.equal(pooled[-1], logits) else None
