@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 import reducible as rd
-from reducible.fitting.irreducible import GroupAdapters, _AdaptedLoss
+from reducible.fitting.adapters import AdaptedLoss, GroupAdapters
 from reducible.lab.data import TensorSet
 from reducible.stores import fingerprint
 
@@ -461,7 +461,7 @@ def test_updates_of_many_groups_have_the_mean_over_all_groups() -> None:
     """As long as adapters are zero, exactly: Σ_g (1 + γ[g_i = g])·L_i / G."""
     count, gamma = 50, 9.0
     groups = torch.arange(HOLDOUT + N) % count
-    loss = _AdaptedLoss(rd.Classification(), 0.1, lambda ids, _: groups[ids], count, gamma)
+    loss = AdaptedLoss(rd.Classification(), 0.1, lambda ids, _: groups[ids], count, gamma)
     adapters = GroupAdapters(_small(), rd.Classification(), 16, G, count, rank=2)
     batch = rd.Candidates(HOLD.ids, (HOLD.inputs, HOLD.targets))
     with torch.random.fork_rng([]), torch.no_grad():

@@ -1,13 +1,15 @@
 """Fits models on a holdout, and takes irreducible losses from them.
 
 - ``fit``: one fit, the best checkpoint kept, and what it says of every example
-- ``irreducible``: irreducible losses from a holdout, by cross-fitting, or by group; proxies
+- ``objectives``: what a fit minimises, and what it says of examples
+- ``irreducible``: irreducible losses from a holdout, or by cross-fitting; proxies
+- ``groups``, ``adapters``: irreducible losses per group
 - ``copies``: rows whose inputs are equal
 """
 
+from reducible.fitting.groups import fit_group_irreducible_loss
 from reducible.fitting.irreducible import (
     cross_fit_irreducible_loss,
-    fit_group_irreducible_loss,
     fit_irreducible_loss,
     fit_proxy,
 )

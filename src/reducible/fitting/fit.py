@@ -6,8 +6,7 @@ import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from safetensors.torch import load_file
@@ -18,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from reducible.batches import to_device
 from reducible.files.checkpoints import save_weights
 from reducible.fitting.copies import input_hashes
+from reducible.fitting.objectives import MeanLoss, Objective, Scores
 from reducible.fitting.progress import FitProgress
 from reducible.ledger import Ledger
 from reducible.loading.order import batches_of
@@ -31,7 +31,7 @@ from reducible.stores import (
     refuse_keys,
     require_ids,
 )
-from reducible.tasks import Classification, Task, per_example
+from reducible.tasks import Classification, Task
 from reducible.types import Candidates, ConfigurationError, DataError, StoreError, require_between
 
 if TYPE_CHECKING:
@@ -86,86 +86,6 @@ class FitOptions(TypedDict, total=False):
     collate_fn: Callable[[list[Any]], Any]
     ledger: Ledger
     progress: bool | Progress
-
-
-@dataclass(slots=True)
-class Scores:
-    """Holds what one model says of the examples it never saw."""
-
-    ids: Tensor  # [N] int64
-    labels: Tensor  # [N] int64, or [N, L] if an example has several
-    loss: Tensor  # [N] float32, or [N, G]
-    floor_rows: Tensor  # [M, C] p(k | x) of at most _FLOOR_ROWS rows
-    floor_labels: Tensor  # [M] int64, or [M, L], labels of the same rows
-    hashes: Tensor | None = None  # [N] int64 of the inputs, if asked for
-    model_name: str = ""
-    kept_epoch: float = 0.0
-    mean_losses: list[float] = field(default_factory=list[float])
-
-
-class Objective(Protocol):
-    """Defines what a fit minimises, how it scores, and the loss that picks the checkpoint."""
-
-    def update_loss(self, model: nn.Module, candidates: Candidates, targets: Tensor) -> Tensor:
-        """[B] loss of each example in an update."""
-        ...
-
-    def score(
-        self, model: nn.Module, candidates: Candidates, targets: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Loss [B] or [B, G] of examples never trained on, and logits [B, C]."""
-        ...
-
-    def criterion(self, scores: Scores) -> float:
-        """The lowest decides which checkpoint is kept."""
-        ...
-
-    def whole(self) -> Objective:
-        """Scores the kept checkpoint; itself if ``score`` leaves nothing out."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class MeanLoss:
-    """The task's loss, each example weighted by ``weight(candidates, targets)`` if given.
-
-    Attributes:
-        task: what batches mean.
-        smoothing: of the labels, in updates only.
-        weight: (ids [B], targets [B]) → [B].
-    """
-
-    task: Task
-    smoothing: float = 0.0
-    weight: Callable[[Tensor, Tensor], Tensor] | None = None
-
-    def update_loss(self, model: nn.Module, candidates: Candidates, targets: Tensor) -> Tensor:
-        """(1 − s)·L_i + s·mean_c(−log p_ic), weighted."""
-        logits = self.task.forward(model, candidates.batch).logits  # [B, C]
-        loss = per_example(self.task.loss(logits, targets), candidates.ids.numel())  # [B]
-        if self.smoothing:
-            spread = -logits.log_softmax(1).mean(1)  # [B] loss against the uniform label
-            loss = (1.0 - self.smoothing) * loss + self.smoothing * spread
-        return loss if self.weight is None else loss * self.weight(candidates.ids, targets)
-
-    def score(
-        self, model: nn.Module, candidates: Candidates, targets: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """L_i without weights or smoothing."""
-        logits = self.task.forward(model, candidates.batch).logits.float()  # [B, C]
-        loss = per_example(self.task.loss(logits, targets), candidates.ids.numel())  # [B]
-        return loss, logits
-
-    def criterion(self, scores: Scores) -> float:
-        """The (weighted) mean loss."""
-        if self.weight is None:
-            return float(scores.loss.double().mean())
-        w = self.weight(scores.ids, scores.labels).double()
-        return float((scores.loss * w).sum() / w.sum())
-
-    def whole(self) -> MeanLoss:
-        """Itself."""
-        return self
 
 
 def _fused_adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
