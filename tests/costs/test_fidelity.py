@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 import reducible as rd
 import reducible.costs.fidelity as module
-from reducible.costs.fidelity import Fidelity, ScoringMethod, fidelity, overlap, rank_correlation
+from reducible.costs.agreement import overlap, rank_correlation
+from reducible.costs.fidelity import Fidelity, ScoringMethod, fidelity
 from reducible.lab.data import TensorSet
 from reducible.lab.report.scoring import cost_table
 from reducible.lab.report.studies import newest_results

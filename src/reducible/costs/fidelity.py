@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from reducible.batches import device_of, take, to_device
+from reducible.costs.agreement import overlap, rank_correlation
 from reducible.costs.payoff import times_in_turn
+from reducible.costs.updates import plain_update
 from reducible.ledger import Ledger
 from reducible.loop import EvidenceSource, Learners, Moment
 from reducible.scoring import CoTrained, Scoring, measure
 from reducible.selectors import selector
 from reducible.stores import IrreducibleLossStore, LossMemory
-from reducible.tasks import Classification, Task, per_example
+from reducible.tasks import Classification, Task
 from reducible.types import (
     Candidates,
     ConfigurationError,
@@ -83,37 +85,6 @@ class Fidelity:
         return statistics.median(self.costs)
 
 
-def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Spearman's ρ of a and b, both [B]: the correlation of their ranks, those of ties averaged.
-
-    NaN if one of them is constant. Spearman, "The proof and measurement of association between
-    two things", 1904.
-
-    >>> round(rank_correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([9.0, 10.0, 99.0])), 6)
-    1.0
-    """
-    both = torch.stack([_ranks(a), _ranks(b)])  # [2, B]
-    both = both - both.mean(1, keepdim=True)
-    length = both.square().sum(1).sqrt()  # [2]
-    return float((both[0] * both[1]).sum() / (length[0] * length[1]))
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """[B] float64: 1 for the least of ``values`` ([B]); ties share the mean of their ranks."""
-    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
-    last = counts.double().cumsum(0)  # [D] the highest rank of each distinct value
-    return (last - (counts - 1) / 2)[inverse]
-
-
-def overlap(a: Tensor, b: Tensor, k: int) -> float:
-    """Share of the k largest of a that are among the k largest of b; both [B].
-
-    >>> overlap(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([3.0, 1.0, 2.0]), 2)
-    0.5
-    """
-    return len(set(a.topk(k).indices.tolist()) & set(b.topk(k).indices.tolist())) / k
-
-
 def fidelity(
     model: nn.Module,
     candidates: Iterable[Candidates],
@@ -159,12 +130,32 @@ def fidelity(
     require_between("repeats", repeats, 1, whole=True)
     if "exact" in ways:
         raise ConfigurationError("'exact' is what ways are compared with: name yours otherwise.")
-    device = device_of(model)
     entrants = [
         _Entrant(name, _as_way(name, way), model, task, store, k)
         for name, way in {"exact": _EXACT, **ways}.items()
     ]
+    last = _compare(entrants, candidates, model, optimizer, task, k, skip, every)
+    if last is None or not all(entrant.overlaps for entrant in entrants):
+        raise ConfigurationError(
+            f"no batch was left to compare every way on, after skip={skip}: give more candidate "
+            "batches. A way with several updates per scoring needs as many after the last."
+        )
+    return _with_costs(entrants, last, model, optimizer, task, k, repeats)
+
+
+def _compare(
+    entrants: list[_Entrant],
+    candidates: Iterable[Candidates],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    task: Task,
+    k: int,
+    skip: int,
+    every: int,
+) -> Candidates | None:
+    """Shows every batch to the entrants, and trains the model between; returns the last batch."""
     last: Candidates | None = None
+    device = device_of(model)
     for step, loaded in enumerate(candidates):
         here = Candidates(loaded.ids, to_device(loaded.batch, device))
         _check_size(here, last, entrants, k)
@@ -177,16 +168,11 @@ def fidelity(
             chosen = take(here, rows)
             for entrant in entrants:
                 entrant.learn(chosen)
-            loss = _update(model, optimizer, task, chosen.batch, k)
+            loss = plain_update(model, optimizer, task, chosen.batch)  # [K]
             for entrant in entrants:
                 entrant.remember(chosen.ids, loss, step)
         last = here
-    if last is None or not all(entrant.overlaps for entrant in entrants):
-        raise ConfigurationError(
-            f"no batch was left to compare every way on, after skip={skip}: give more candidate "
-            "batches. A way with several updates per scoring needs as many after the last."
-        )
-    return _with_costs(entrants, last, model, optimizer, task, k, repeats)
+    return last
 
 
 def _as_way(name: str, way: Any) -> ScoringMethod:
@@ -349,20 +335,6 @@ class _Entrant:
         return lambda: scorer.step(self._task, batch, weights, **options)
 
 
-def _update(
-    model: nn.Module, optimizer: torch.optim.Optimizer, task: Task, batch: Any, k: int
-) -> Tensor:
-    """One update; [K] the losses before it."""
-    targets = task.targets(batch)
-    if targets is None:
-        raise DataError("the task has no targets, so the model cannot be trained.")
-    loss = per_example(task.loss(task.forward(model, batch).logits, targets), k)
-    optimizer.zero_grad()
-    loss.mean().backward()
-    optimizer.step()
-    return loss.detach()
-
-
 def _with_costs(
     entrants: list[_Entrant],
     last: Candidates,
@@ -380,7 +352,7 @@ def _with_costs(
         its_optimizer = torch.optim.AdamW(trained.parameters())
     trained.train()
     work: dict[str, Callable[[], Any]] = {
-        "train": lambda: _update(trained, its_optimizer, task, batch, k)
+        "train": lambda: plain_update(trained, its_optimizer, task, batch)
     }
     for entrant in entrants:
         work[f"pass by {entrant.name}"] = entrant.passes(last)

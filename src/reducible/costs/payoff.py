@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from reducible.batches import gather
+from reducible.costs.updates import plain_update
 from reducible.scoring import Scoring, least_rows, measure
-from reducible.tasks import Classification, Task, per_example
+from reducible.tasks import Classification, Task
 from reducible.types import Candidates, ConfigurationError, DataError, require_between
 
 SCORINGS: Mapping[str, Scoring] = {
@@ -119,22 +120,19 @@ def break_even(
     targets = task.targets(batch)
     if targets is None:
         raise DataError("the task has no targets, so there is no step to measure.")
-    size, widest = targets.numel(), round(max(ratios))
+    size, widest = len(targets), round(max(ratios))
     model = copy.deepcopy(model).train()
     repeated = gather(batch, torch.arange(size).repeat(widest), size)
     candidates = Candidates(torch.arange(size * widest), repeated)
     optimizer = make_optimizer(model.parameters())
 
-    def train() -> None:
-        loss = per_example(task.loss(task.forward(model, batch).logits, targets), size)
-        optimizer.zero_grad()
-        loss.mean().backward()
-        optimizer.step()
-
     def scores(scoring: Scoring) -> Callable[[], Any]:
         return lambda: measure(model, candidates, frozenset({"loss"}), scoring, task=task)
 
-    work = {"train": train} | {name: scores(s) for name, s in scorings.items()}
+    work: dict[str, Callable[[], Any]] = {
+        "train": lambda: plain_update(model, optimizer, task, batch)
+    }
+    work |= {name: scores(s) for name, s in scorings.items()}
     devices = [] if targets.device.type == "cpu" else [targets.device]
     with torch.random.fork_rng(devices, device_type=targets.device.type):  # dropout draws
         seconds = medians_in_turn(work, repeats=repeats, device=targets.device)

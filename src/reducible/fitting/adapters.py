@@ -133,6 +133,7 @@ class AdaptedLoss:
     def score(
         self, model: nn.Module, candidates: Candidates, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """Losses under every group [B, G], and logits averaged over the groups [B, C]."""
         loss, logits = self._losses(model, candidates.batch, targets, self._few)
         return loss, logits.mean(dim=2)
 

@@ -66,10 +66,11 @@ def fit_group_irreducible_loss(
     def groups_of(ids: Tensor, targets: Tensor) -> Tensor:
         return targets if groups is None else groups.to(ids.device)[ids]
 
-    with fit.charged():
-        if not shared:
+    if not shared:
+        with fit.charged():
             parts = _one_by_one(fit, make_model, holdout, train, groups_of, count, gamma)
-            return fit.store(parts, header | {"model": parts[0].model_name}, columns=True)
+        return fit.store(parts, header | {"model": parts[0].model_name}, columns=True)
+    with fit.charged():
         adapted = fit.run(
             lambda: with_adapters(make_model(), fit.task, holdout, count, rank),
             holdout,

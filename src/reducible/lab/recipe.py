@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, Literal, final
 
 from torch import nn
 
 from reducible.lab.encoders import TEXT_MODELS
 from reducible.lab.models import MODELS, RESNETS, evidence_of
+from reducible.lab.settings import KeptFacts, RuleFacts, as_type
 from reducible.scoring import RUNS_THE_MODEL, Scoring
 from reducible.selectors import Scheduled, Selector, selector
 from reducible.tasks import Classification, SequenceClassification
@@ -32,26 +32,9 @@ _STORED = frozenset({"irreducible_loss", "group_irreducible_loss"})
 _FORMERLY = {"refresh": "rescore"}  # setting in old records → what it is called now
 
 
-class RuleFacts(NamedTuple):
-    """Tells the loop of a recipe's rule before it runs; see ``Selector``."""
-
-    needs: frozenset[str]
-    samples: int
-    lr_ratio: float | None
-    horizon: Literal["batch", "epoch", "run"]
-    takes_all: bool
-
-
-class _Kept:
-    """A place for what is computed once of a frozen recipe; no setting, so it is not recorded."""
-
-    __slots__ = ("_facts",)
-    _facts: RuleFacts
-
-
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe(_Kept):
+class Recipe(KeptFacts):
     """Everything that decides a run but its seed.
 
     Attributes:
@@ -400,7 +383,7 @@ class Recipe(_Kept):
             if name not in now or name == "name":
                 known = ", ".join(n for n in now if n != "name")
                 raise ConfigurationError(f"a recipe has no setting {name!r}. It has: {known}.")
-            changes[name] = _as_type(name, text, now[name])
+            changes[name] = as_type(name, text, now[name])
         return self.changed(**changes)
 
 
@@ -409,24 +392,3 @@ _OF_SCORING = frozenset(f.name for f in fields(Scoring))
 
 def _own_settings() -> set[str]:
     return {f.name for f in fields(Recipe)} - {"scoring"}
-
-
-def _as_type(name: str, text: str, old: Any) -> Any:
-    """``text`` as a value of the type of ``old``; a number, or null, if ``old`` is None."""
-    if isinstance(old, str):
-        return text
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = text
-    boolean = isinstance(value, bool)
-    if old is None:
-        wanted: Any = int | None
-    else:
-        wanted = Mapping if isinstance(old, Mapping) else type(old)
-    if wanted is float and isinstance(value, int) and not boolean:
-        value = float(value)
-    if not isinstance(value, wanted) or boolean != (wanted is bool):
-        kind = "whole number or null" if old is None else type(old).__name__
-        raise ConfigurationError(f"{name}={text!r} is no {kind}; it is {old!r} by default.")
-    return value

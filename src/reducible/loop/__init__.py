@@ -1,7 +1,7 @@
 """The loop around a training step: candidates in, chosen rows out.
 
-- ``loader``: SelectingLoader, weighted_mean
-- ``build``: checks what SelectingLoader is made of
+- ``loader``: SelectingLoader; ``losses``: weighted_mean
+- ``build``: checks what SelectingLoader is given, and builds its parts
 - ``evidence``: the evidence of each candidate batch, and the state that it needs
 - ``learners``: models that learn along
 - ``passes``: candidate batches, pass by pass; ``epochs``: those that a rule plans; ``keep``: n_b
@@ -16,7 +16,8 @@ from reducible.loop.chosen import Chosen
 from reducible.loop.evidence import EvidenceSource, Moment
 from reducible.loop.gate import Gate
 from reducible.loop.learners import Learners
-from reducible.loop.loader import SelectingLoader, weighted_mean
+from reducible.loop.loader import SelectingLoader
+from reducible.loop.losses import weighted_mean
 from reducible.loop.seeds import stream_seed
 
 __all__ = [

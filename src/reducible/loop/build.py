@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,11 @@ from reducible.loading.order import batch_size_of, index_batches
 from reducible.loop.epochs import EpochPlanner
 from reducible.loop.evidence import EvidenceSource
 from reducible.loop.gate import Gate
+from reducible.loop.inspection import inspection_of
 from reducible.loop.keep import check_keep, rows_to_keep
+from reducible.loop.learners import Learners
+from reducible.loop.passes import CandidatePasses, blindly
+from reducible.loop.states import belongings
 from reducible.loop.trials import GateTrials
 from reducible.scoring import CoTrained, GroupHoldoutLoss, Scoring
 from reducible.selectors import Selector
@@ -30,6 +35,154 @@ from reducible.tasks import Task
 from reducible.types import ConfigurationError, DataError
 
 _AT_ONCE = 2**24  # ids of a data set that are looked at before training: about a second
+
+
+@final
+@dataclass(slots=True, kw_only=True)
+class Given:
+    """Holds what a SelectingLoader is given, and builds the parts of the loop from it.
+
+    Checked when it is made; see SelectingLoader for the attributes, and for what is raised.
+    """
+
+    loader: Any
+    model: nn.Module
+    selector: Selector
+    keep: float | None
+    store: IrreducibleLossStore | None
+    task: Task
+    ids: str | None
+    scoring: Scoring
+    groups: Tensor | None
+    group_holdout: Any
+    refresh: Literal["epoch"] | int
+    refresh_decay: float
+    scorer: CoTrained | nn.Module | None
+    irreducible_model: nn.Module | None
+    optimizer: torch.optim.Optimizer | None
+    proxy: nn.Module | None
+    gate: Gate | Literal["auto"] | None
+    held_out: Any
+    shadows: Mapping[str, Selector]
+    seed: int
+    ledger: Ledger
+    total_steps: int | None
+    n_b: float = field(init=False)
+    """``keep``, or all rows if that is not given."""
+    labels_compared: bool = field(init=False)
+    """Whether all labels were compared with the store's."""
+
+    def __post_init__(self) -> None:
+        self.n_b = check_settings(
+            self.loader, self.model, self.selector, self.shadows, self.scorer, self.keep
+        )
+        self.labels_compared = check_data(self.loader, self.store, self.groups)
+
+    def learners(self) -> Learners:
+        """Models that learn along."""
+        scorer = self.scorer if isinstance(self.scorer, CoTrained) else None
+        irreducible = live_model(self.selector, self.irreducible_model, self.optimizer)
+        return Learners(
+            self.model,
+            self.task,
+            self.scoring,
+            self.ledger,
+            scorer=scorer,
+            irreducible=irreducible,
+        )
+
+    def evidence(self, learners: Learners) -> EvidenceSource:
+        """What candidates are measured with."""
+        return EvidenceSource(
+            self.model,
+            self.task,
+            self.scoring,
+            self.ledger,
+            learners,
+            scorer=self.scorer if isinstance(self.scorer, nn.Module) else None,
+            store=self.store,
+            memory=loss_memory(self.loader, self.scoring),
+            holdout=group_holdout_loss(
+                self.group_holdout, self.store, self.groups, self.refresh, self.refresh_decay
+            ),
+            groups=self.groups,
+            total_steps=self.total_steps,
+        )
+
+    def planner(self) -> EpochPlanner | None:
+        """Plans the epochs of a rule that decides by epoch; None for the others."""
+        return epoch_planner(
+            self.loader,
+            self.selector,
+            self.n_b,
+            proxy=self.proxy,
+            task=self.task,
+            total_steps=self.total_steps,
+        )
+
+    def trials(self, source: EvidenceSource) -> GateTrials | None:
+        """Runs the gate, if there is one."""
+        return gate_trials(
+            self.gate,
+            self.held_out,
+            model=self.model,
+            selector=self.selector,
+            shadows=self.shadows,
+            scoring=self.scoring,
+            source=source,
+            task=self.task,
+            ledger=self.ledger,
+            seed=self.seed,
+        )
+
+    def passes(self, planner: EpochPlanner | None, trials: GateTrials | None) -> CandidatePasses:
+        """Walks over the candidates."""
+        draw = None if trials is None else trials.draw
+        if draw is None and planner is None and self._draws_ahead():
+            draw = blindly(self.selector, self.seed)
+        return CandidatePasses(
+            self.loader,
+            ids_key=self.ids,
+            keep=self.n_b,
+            seed=self.seed,
+            ledger=self.ledger,
+            draw=draw,
+            updates=1 if planner is not None else self.scoring.updates_per_scoring,
+            planner=planner,
+            total_steps=self.total_steps,
+            inspection=inspection_of(
+                self.loader, self.store, self.task, labels_compared=self.labels_compared
+            ),
+        )
+
+    def _draws_ahead(self) -> bool:
+        """Whether rows may be drawn before they are loaded.
+
+        Not if the decision to draw waits for a training pass: workers load ahead of that, and
+        of a candidate batch that is handed out in parts a resumed loop would decide again.
+        """
+        if self.shadows or not self.selector.sometimes_blind:
+            return False
+        workers = getattr(self.loader, "num_workers", 0)
+        in_turn = not workers and self.scoring.updates_per_scoring == 1
+        return in_turn or not self.selector.hindsight
+
+    def belongings(self) -> dict[str, Any]:
+        """What a state of the loop belongs to."""
+        return belongings(
+            loader=self.loader,
+            keep=self.n_b,
+            seed=self.seed,
+            selector=self.selector,
+            shadows=self.shadows,
+            scoring=self.scoring,
+            task=self.task,
+            store=self.store,
+            scorer=self.scorer,
+            irreducible_model=self.irreducible_model,
+            group_holdout=self.group_holdout,
+            gate=self.gate,
+        )
 
 
 def check_settings(

@@ -1,10 +1,8 @@
-"""The loop: a loader that hands out chosen rows, and the loss that goes with them."""
+"""Hands out the rows to train on, chosen from every candidate batch."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any, Literal, final
 
 import torch
@@ -12,70 +10,19 @@ from torch import Tensor, nn
 
 from reducible.batches import device_of, gather
 from reducible.ledger import Ledger
-from reducible.loop.build import (
-    check_data,
-    check_settings,
-    epoch_planner,
-    gate_trials,
-    group_holdout_loss,
-    live_model,
-    loss_memory,
-)
+from reducible.loop.build import Given
 from reducible.loop.chosen import Chosen, InfoLog, Part, Parts, PickLog
-from reducible.loop.evidence import EvidenceSource, Moment
+from reducible.loop.evidence import Moment
 from reducible.loop.gate import Gate
 from reducible.loop.hindsight import Hindsight, would_be_told
-from reducible.loop.inspection import inspection_of
-from reducible.loop.learners import Learners
-from reducible.loop.passes import CandidatePasses, blindly
+from reducible.loop.losses import require_finite_rows
 from reducible.loop.seeds import stream_seed
-from reducible.loop.states import VERSION, belongings, require_belongs, require_counts, require_keys
+from reducible.loop.states import VERSION, require_belongs, require_counts, require_keys
 from reducible.scoring import CoTrained, Scoring
 from reducible.selectors import Choice, Selector
 from reducible.stores import IrreducibleLossStore
 from reducible.tasks import Classification, Task, per_example
-from reducible.types import Candidates, ConfigurationError, ReducibleError, SelectionError, name_ids
-
-
-def weighted_mean(per_example_loss: Tensor, weight: Tensor, *, ids: Tensor | None = None) -> Tensor:
-    """Σ w_i·L_i / K over the K rows given; never divided by Σ w, which would bias it.
-
-    Args:
-        per_example_loss: [K].
-        weight: [K].
-        ids: [K] int64, named in errors; rows are named by their number if None.
-
-    Returns:
-        [] of the loss's dtype.
-
-    Raises:
-        DataError: the loss is already reduced, or the shapes differ.
-        SelectionError: a loss is not finite. On an accelerator this is not looked at, because the
-            mean would have to be waited for.
-
-    >>> weighted_mean(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 0.5]))
-    tensor(1.2500)
-    """
-    loss = per_example(per_example_loss, weight.shape[0])
-    mean = (loss * weight.to(loss.dtype)).sum() / weight.shape[0]
-    if mean.is_cpu and not torch.compiler.is_compiling() and not math.isfinite(mean.detach()):
-        rows = torch.arange(loss.numel()) if ids is None else ids.cpu()
-        for what, values in (("the training loss", loss.detach()), ("the weight", weight)):
-            _require_finite(what, values, rows, "rows" if ids is None else "ids")
-    return mean
-
-
-def _require_finite(what: str, values: Tensor, names: Tensor, called: str) -> None:
-    """Raise SelectionError naming the rows at which ``values`` ([K]) are not finite."""
-    if math.isfinite(values.sum()):
-        return
-    bad = ~values.isfinite()
-    if bool(bad.any()):
-        raise SelectionError(
-            f"{what} is not finite for {int(bad.sum())} of {values.numel()} rows, {called} "
-            f"{name_ids(names[bad])}: the model has diverged (learning rate too high?), or its "
-            "inputs hold NaN. Nothing is trained on it."
-        )
+from reducible.types import Candidates, ConfigurationError, ReducibleError
 
 
 @final
@@ -102,36 +49,44 @@ class SelectingLoader:
     A rule that decides by epoch (``infobatch``, ``rs2``, ``svp``) plans the order itself, over the
     rows that the loader's sampler yields; a sampler whose rows are not known is refused by name.
 
-    Args:
+    Args: Data
         loader: yields Candidates (``WithIds``), or mappings with ids under the key ``ids``.
-        model: the model being trained.
-        selector: ``reducible.selector(name)``.
         keep: n_b: rows per candidate batch (int), or a share of them (float). All of them, and
             all alone, for a rule that leaves rows out itself (``infobatch``).
-        store: of irreducible losses, if the selector needs them.
-        task: what batches mean; ``Classification()`` by default.
         ids: key of the ids, if batches are mappings.
-        scoring: how candidates are scored; the paper's way by default.
+        task: what batches mean; ``Classification()`` by default.
         groups: [max id + 1] int64, the group of each id; the class is the group if None.
+
+    Args: Rules
+        model: the model being trained.
+        selector: ``reducible.selector(name)``.
+        shadows: selectors that see the same candidates and whose choices are recorded only.
+        seed: of every choice; the same seed gives the same choices.
+        total_steps: planned updates, for rules that need to know.
+
+    Args: Scoring
+        scoring: how candidates are scored; the paper's way by default.
+        scorer: a smaller model that scores in the model's stead: frozen, or ``CoTrained`` with an
+            optimizer of its own, stepped on every chosen batch.
+        store: of irreducible losses, if the selector needs them.
+        irreducible_model: for ``rho_updating``: fitted on the holdout, on the model's device.
+        optimizer: the model's, whose class and rate the irreducible-loss model's follows.
+        proxy: for ``svp``: a model fitted on the train set.
         group_holdout: loader of holdout examples, for rules that read the group holdout loss.
         refresh: of the group holdout loss: ``"epoch"``, or every so many steps by one batch.
         refresh_decay: a of the average over such batches, in [0, 1); REDUCR's A.9.4 takes 0.9
             and 0.99.
-        scorer: a smaller model that scores in the model's stead: frozen, or ``CoTrained`` with an
-            optimizer of its own, stepped on every chosen batch.
-        irreducible_model: for ``rho_updating``: fitted on the holdout, on the model's device.
-        optimizer: the model's, whose class and rate the irreducible-loss model's follows.
-        proxy: for ``svp``: a model fitted on the train set.
+
+    Args: Gate
         gate: ``"auto"``, or a Gate: decides during training whether selection pays; plain training
             if it does not. Its reasons are in ``gate.report()``.
         held_out: loader of examples that are never trained on, for the gate.
-        shadows: selectors that see the same candidates and whose choices are recorded only.
-        seed: of every choice; the same seed gives the same choices.
+
+    Args: Log
         ledger: charged for loading, scoring, picking and training (the time between handing out
             a batch and being asked for the next); one of its own by default.
         record: gets step, ids, scores and weights of every choice; an ``InfoLog`` also what the
             rule says of its choice beside the scores, and what shadows would have chosen.
-        total_steps: planned updates, for rules that need to know.
 
     Raises:
         ConfigurationError: a setting that cannot work.
@@ -168,104 +123,33 @@ class SelectingLoader:
         record: PickLog | None = None,
         total_steps: int | None = None,
     ) -> None:
-        self._model = model
-        self._selector = selector
-        self._task = task or Classification()
-        self._shadows = dict(shadows or {})
-        self._seed = seed
-        self._scoring = scoring or Scoring()
+        self._given = given = Given(
+            loader=loader, model=model, selector=selector, keep=keep, store=store,
+            task=task or Classification(), ids=ids, scoring=scoring or Scoring(), groups=groups,
+            group_holdout=group_holdout, refresh=refresh, refresh_decay=refresh_decay,
+            scorer=scorer, irreducible_model=irreducible_model, optimizer=optimizer, proxy=proxy,
+            gate=gate, held_out=held_out, shadows=dict(shadows or {}), seed=seed,
+            ledger=ledger or Ledger(), total_steps=total_steps,
+        )  # fmt: skip
+        self._model, self._selector, self._shadows = model, selector, given.shadows
+        self._seed, self._scoring, self.ledger = seed, given.scoring, given.ledger
         self._record = record
         self._write_info = record.write_info if isinstance(record, InfoLog) else None
-        self.ledger = ledger or Ledger()
-        keep = check_settings(loader, model, selector, self._shadows, scorer, keep)
-        compared = check_data(loader, store, groups)
-        self._learners = Learners(
-            model,
-            self._task,
-            self._scoring,
-            self.ledger,
-            scorer=scorer if isinstance(scorer, CoTrained) else None,
-            irreducible=live_model(selector, irreducible_model, optimizer),
-        )
-        self._evidence = EvidenceSource(
-            model,
-            self._task,
-            self._scoring,
-            self.ledger,
-            self._learners,
-            scorer=scorer if isinstance(scorer, nn.Module) else None,
-            store=store,
-            memory=loss_memory(loader, self._scoring),
-            holdout=group_holdout_loss(group_holdout, store, groups, refresh, refresh_decay),
-            groups=groups,
-            total_steps=total_steps,
-        )
-        self._planner = epoch_planner(
-            loader, selector, keep, proxy=proxy, task=self._task, total_steps=total_steps
-        )
+        self._learners = given.learners()
+        self._evidence = given.evidence(self._learners)
+        self._planner = given.planner()
         if self._planner is None:
             for rule in (selector, *self._shadows.values()):
                 self._evidence.check(rule)
-        self._trials = gate_trials(
-            gate,
-            held_out,
-            model=model,
-            selector=selector,
-            shadows=self._shadows,
-            scoring=self._scoring,
-            source=self._evidence,
-            task=self._task,
-            ledger=self.ledger,
-            seed=seed,
-        )
+        self._trials = given.trials(self._evidence)
         self.gate = self._trials.gate if self._trials else None
-        draw = self._trials.draw if self._trials else None
-        if draw is None and self._planner is None and self._draws_ahead(loader):
-            draw = blindly(selector, seed)
-        self._passes = CandidatePasses(
-            loader,
-            ids_key=ids,
-            keep=keep,
-            seed=seed,
-            ledger=self.ledger,
-            draw=draw,
-            updates=1 if self._planner is not None else self._scoring.updates_per_scoring,
-            planner=self._planner,
-            total_steps=total_steps,
-            inspection=inspection_of(loader, store, self._task, labels_compared=compared),
-        )
-        self._step = 0  # batches handed out, over all passes
-        self._parts = Parts()  # of the choice from the last candidate batch
+        self._passes = given.passes(self._planner, self._trials)
         self._hindsight = Hindsight(selector, self._evidence, self.ledger)
+        self._parts = Parts()  # of the choice from the last candidate batch
+        self._step = 0  # batches handed out, over all passes
         self._own: dict[str, Any] | None = None  # what states belong to, once one was asked for
-        self._describe = partial(
-            belongings,
-            loader=loader,
-            keep=keep,
-            seed=seed,
-            selector=selector,
-            shadows=self._shadows,
-            scoring=self._scoring,
-            task=self._task,
-            store=store,
-            scorer=scorer,
-            irreducible_model=irreducible_model,
-            group_holdout=group_holdout,
-            gate=self.gate,
-        )
         self.train_flops_per_example: float | None = None
         """Set it if measured: part of the state. Otherwise three scoring forwards are counted."""
-
-    def _draws_ahead(self, loader: Any) -> bool:
-        """Whether rows may be drawn before they are loaded.
-
-        Not if the decision to draw waits for a training pass: workers load ahead of that, and
-        of a candidate batch that is handed out in parts a resumed loop would decide again.
-        """
-        if self._shadows or not self._selector.sometimes_blind:
-            return False
-        in_turn = not getattr(loader, "num_workers", 0) and self._scoring.updates_per_scoring == 1
-        return in_turn or not self._selector.hindsight
 
     # -- iteration -----------------------------------------------------------------------------
 
@@ -428,7 +312,7 @@ class SelectingLoader:
         """
         loss = per_example(per_example_loss, ids.numel())
         if loss.is_cpu:
-            _require_finite("the training loss", loss.detach(), ids.cpu(), "ids")
+            require_finite_rows("the training loss", loss.detach(), ids.cpu(), "ids")
         self._evidence.remember(ids, loss, max(self._step - 1, 0))  # of the batch handed out
         if self._planner is not None:
             self._planner.remember(ids, loss, self._step)
@@ -481,7 +365,7 @@ class SelectingLoader:
 
     def _belongs_to(self) -> dict[str, Any]:
         if self._own is None:
-            self._own = self._describe()
+            self._own = self._given.belongings()
         return self._own
 
     def _take_over(self, state: Mapping[str, Any]) -> None:

@@ -40,8 +40,7 @@ def residual_pursuit(
         generator: on any device.
 
     Returns:
-        Selection of k different rows in the order picked, ``info["score"]`` [K] the |⟨G_i, r⟩| at
-        which each was picked.
+        k different rows in the order picked; ``info["score"]``: [K] |⟨G_i, r⟩| at each pick.
     """
     size = h.shape[0]
     check_k(k, size)
@@ -49,8 +48,7 @@ def residual_pursuit(
     h, f = h[order], f[order]
     towards = ((h @ (h.T @ f / size)) * f).sum(dim=1)  # [B] ⟨G_i, r⟩
     norm = h.square().sum(dim=1) * f.square().sum(dim=1)  # [B] ‖G_i‖²
-    start = towards.mean()  # [] ‖r‖²
-    left = start
+    start = left = towards.mean()  # [] ‖r‖²
     basis = h.new_zeros(k, size)  # [K, B] ⟨G_i, e_t⟩
     free = h.new_zeros(size)  # [B] 0, or −∞ once picked
     in_turn = -torch.arange(1.0, size + 1.0, dtype=h.dtype, device=h.device)  # [B] for the rest
@@ -58,9 +56,8 @@ def residual_pursuit(
     pull = h.new_zeros(k)  # [K] |⟨G_i, r⟩| when picked
     # Every number stays a tensor, because an accelerator would be waited for at every pick.
     for done in range(k):
-        size_of = towards.abs()
+        size_of = race = towards.abs()
         pulls = left > _SMALL**2 * start  # []
-        race = size_of
         if rule == "sample":  # the largest p_i/E_i is a draw with p_i
             pulls = pulls & (size_of + free > 0).any()
             race = size_of / exponential(size, generator=generator, like=h)
@@ -74,9 +71,7 @@ def residual_pursuit(
         column = h.mv(h.index_select(0, new)[0]) * f.mv(f.index_select(0, new)[0])  # [B]
         length = across.clamp(min=torch.finfo(h.dtype).tiny).sqrt()
         along = (column - seen[:, 0] @ basis[:done]) / length * grows  # [B] ⟨G_i, e⟩
-        share = (
-            towards[new] / length * grows
-        )  # ⟨e, r⟩: what lies along the picked ones meets r in 0
+        share = towards[new] / length * grows  # [1] ⟨e, r⟩, for the picked ones meet r in 0
         towards = towards - share * along
         basis[done] = along
         left = left - share.square()[0]

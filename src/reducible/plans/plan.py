@@ -119,25 +119,20 @@ class Plan:
         weight = residual_weights(probability[keep], exponent=exponent, offset=offset)
         dropped = given[~keep][probability[~keep].argsort(stable=True)]
         wrong = wrong_probability(probability, classes, floor)  # [N]
-        settings = {"multiple": multiple, "exponent": exponent, "offset": offset}
-        return cls(
-            ids=given[keep],
-            weight=weight,
-            dropped=dropped,
-            report={
-                **settings,
-                "examples": given.numel(),
-                "kept": int(keep.sum()),
-                "noise_floor": floor.tolist(),
-                "drop_below": (multiple * below).tolist(),
-                "wrong_share": float(wrong.mean()),
-                "wrong_share_kept": float((weight * wrong[keep]).mean()),
-                "by_class": _by_class(classes, keep, probability),
-                "highest_irreducible_loss": dropped[:20].tolist(),
-                "fingerprint": store.fingerprint,
-                "store": {k: store.header.get(k) for k in ("method", "model", "seconds")},
-            },
-        )
+        report = {
+            "multiple": multiple,
+            "exponent": exponent,
+            "offset": offset,
+            "examples": given.numel(),
+            "kept": int(keep.sum()),
+            "noise_floor": floor.tolist(),
+            "drop_below": (multiple * below).tolist(),
+            "wrong_share": float(wrong.mean()),
+            "wrong_share_kept": float((weight * wrong[keep]).mean()),
+            "by_class": _by_class(classes, keep, probability),
+            "highest_irreducible_loss": dropped[:20].tolist(),
+        }
+        return cls(given[keep], weight, dropped, report | _origin(store))
 
     @property
     def noise_floor(self) -> Tensor:
@@ -347,6 +342,12 @@ def _check_kept(keep: Tensor, multiple: float) -> None:
             "wrong, the irreducible-loss model knows too little: fit it longer, or lower multiple.",
             stacklevel=3,
         )
+
+
+def _origin(store: IrreducibleLossStore) -> dict[str, Any]:
+    """What a report says of the store."""
+    made = {name: store.header.get(name) for name in ("method", "model", "seconds")}
+    return {"fingerprint": store.fingerprint, "store": made}
 
 
 def _by_class(labels: Tensor, keep: Tensor, probability: Tensor) -> list[dict[str, Any]]:

@@ -1,9 +1,9 @@
 """Stores: irreducible losses by id, remembered losses, and which example is which."""
 
 from reducible.loading.labels import key_ids
+from reducible.stores.fingerprints import fingerprint
 from reducible.stores.ids import (
     WithIds,
-    fingerprint,
     has_distinct_ids,
     ids_of,
     known_ids,

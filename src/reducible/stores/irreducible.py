@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from reducible.stores import layout
-from reducible.stores.ids import fingerprint as make_fingerprint
+from reducible.stores.fingerprints import fingerprint as make_fingerprint
 from reducible.stores.ids import require_ids
 from reducible.types import StoreError, name_ids, require_between
 

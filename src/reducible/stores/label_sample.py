@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from reducible.stores.ids import digest_of
+from reducible.stores.fingerprints import digest_of
 
 LABEL_SAMPLE = "label_sample"
 """Key in the header of a store."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
 
+from reducible.lab.report.lines import Line, compared, lines_of
 from reducible.lab.report.tables import count, duration, heading, percent
 
 if TYPE_CHECKING:
@@ -24,35 +24,10 @@ if TYPE_CHECKING:
     from matplotlib.text import Text
 
 INK, MUTED, FAINT = "#1f2430", "#6a7080", "#d9dce3"
-BASELINE_COLOUR = "#7a7f8c"
-# Okabe and Ito, "Color universal design", 2008; yellow left out, it is too light for a line
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-DASHES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.2)))
 WIDTH, HEIGHT, DPI = 16.0, 6.0, 160  # inches, dots per inch
-LONGEST = 20  # characters of a method's name
 LOWEST, HIGHEST = 0.04, 0.955  # of a panel's height: where labels of curves may be
 TOP, BOTTOM = 0.77, 0.115  # of the figure: where the panels are
 HALO = [withStroke(linewidth=3.5, foreground="white")]
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """One method as it is drawn."""
-
-    name: str
-    method: Mapping[str, Any]
-    colour: str
-    dashes: Any
-    baseline: bool
-
-    def points(self, axis: int) -> tuple[list[float], list[float]]:
-        """Steps (``axis`` 0) or seconds (1), and accuracies."""
-        curve = self.method.get("curve") or []
-        return [point[axis] for point in curve], [point[2] for point in curve]
-
-    def crossing(self, axis: int) -> float | None:
-        """Steps or seconds to the target."""
-        return self.method.get(("steps_to_target", "seconds_to_target")[axis])
 
 
 def plot_curves(
@@ -66,7 +41,7 @@ def plot_curves(
     method ``uniform``, or the first one; the method that needs fewest steps is compared with it,
     and the headline says so, unless another is given.
     """
-    lines = _lines(summary["methods"])
+    lines = lines_of(summary["methods"])
     figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     margin = max(_width(figure, line.name, 11, "bold") for line in lines) + 0.012
@@ -96,34 +71,11 @@ def plot_curves(
         temporary.unlink(missing_ok=True)
 
 
-def _lines(methods: Mapping[str, Any]) -> list[_Line]:
-    baseline = "uniform" if "uniform" in methods else next(iter(methods))
-    lines, others = [], 0
-    for name, method in methods.items():
-        shown = name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[-LONGEST // 2 :]}"
-        if name == baseline and len(methods) > 1:
-            lines.append(_Line(shown, method, BASELINE_COLOUR, "solid", True))
-        else:
-            dashes = DASHES[others // len(COLOURS) % len(DASHES)]
-            lines.append(
-                _Line(shown, method, COLOURS[others % len(COLOURS)], dashes, name == baseline)
-            )
-            others += 1
-    return lines
-
-
-def _compared(lines: Sequence[_Line]) -> tuple[_Line, _Line | None]:
-    """The baseline, and among the others the one that reached the target in fewest steps."""
-    baseline = next(line for line in lines if line.baseline)
-    reached = [line for line in lines if line is not baseline and line.crossing(0) is not None]
-    return baseline, min(reached, key=lambda line: line.crossing(0) or 0, default=None)
-
-
 # Words
 
 
-def _headline(lines: Sequence[_Line], target: float | None) -> str:
-    baseline, best = _compared(lines)
+def _headline(lines: Sequence[Line], target: float | None) -> str:
+    baseline, best = compared(lines)
     if target is None:
         return "Accuracy by training step and by second"
     goal = f"{100 * target:.4g} % accuracy"
@@ -143,7 +95,7 @@ def _headline(lines: Sequence[_Line], target: float | None) -> str:
 _EVEN = ("as many steps", "as much time")
 
 
-def _ratio(baseline: _Line, best: _Line, axis: int) -> str:
+def _ratio(baseline: Line, best: Line, axis: int) -> str:
     """Says how much less the best method needed, or more."""
     unit, less = (("steps", "fewer"), ("time", "less"))[axis]
     ours, theirs = best.crossing(axis), baseline.crossing(axis)
@@ -154,7 +106,7 @@ def _ratio(baseline: _Line, best: _Line, axis: int) -> str:
     return f"{number}× {less if ours < theirs else 'more'} {unit}"
 
 
-def _title(axis: int, lines: Sequence[_Line]) -> tuple[str, str]:
+def _title(axis: int, lines: Sequence[Line]) -> tuple[str, str]:
     if axis == 0:
         return "Accuracy by training step", "bold: mean of three evaluations"
     fits = {line.method.get("seconds", {}).get("irreducible_loss") or 0.0 for line in lines}
@@ -173,7 +125,7 @@ def _heading(ax: Axes, title: str, note: str, *, shift: float = 0.0) -> None:
     ax.text(shift, 1.04, note, transform=ax.transAxes, size=10, color=MUTED)
 
 
-def _draw_accuracy(ax: Axes, lines: Sequence[_Line], axis: int, target: float | None) -> None:
+def _draw_accuracy(ax: Axes, lines: Sequence[Line], axis: int, target: float | None) -> None:
     drawn = [line for line in lines if line.points(axis)[0]]
     _limits(ax, drawn, axis, target)
     _frame(ax, ("training steps", "seconds")[axis])
@@ -185,7 +137,7 @@ def _draw_accuracy(ax: Axes, lines: Sequence[_Line], axis: int, target: float | 
     if target is not None:
         ax.axhline(target, color=INK, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1.5)
         _name_target(ax, target)
-    baseline, best = _compared(lines)
+    baseline, best = compared(lines)
     for line in drawn:
         x, raw = line.points(axis)
         bold = 3.0 if line in (baseline, best) or len(lines) <= 3 else 1.8
@@ -223,7 +175,7 @@ def _mean_of_three(values: Sequence[float]) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-def _limits(ax: Axes, drawn: Sequence[_Line], axis: int, target: float | None) -> None:
+def _limits(ax: Axes, drawn: Sequence[Line], axis: int, target: float | None) -> None:
     """x from zero; y down to where curves start, but the upper part is never squeezed."""
     ends = [max(line.points(axis)[0]) for line in drawn]
     heights = [y for line in drawn for y in line.points(axis)[1]]
@@ -255,9 +207,9 @@ def _frame(ax: Axes, label: str) -> None:
     ax.set_axisbelow(True)
 
 
-def _mark_crossings(ax: Axes, lines: Sequence[_Line], axis: int, target: float) -> None:
+def _mark_crossings(ax: Axes, lines: Sequence[Line], axis: int, target: float) -> None:
     """A dot where each method reached the target, and between the two compared ones how far."""
-    baseline, best = _compared(lines)
+    baseline, best = compared(lines)
     for line in lines:
         at = line.crossing(axis)
         if at is None:
@@ -279,7 +231,7 @@ def _mark_crossings(ax: Axes, lines: Sequence[_Line], axis: int, target: float) 
     _compare(ax, baseline, best, axis)
 
 
-def _compare(ax: Axes, baseline: _Line, best: _Line | None, axis: int) -> None:
+def _compare(ax: Axes, baseline: Line, best: Line | None, axis: int) -> None:
     """An arrow from crossing to crossing near the bottom, where curves have left, and its words."""
     show = (lambda x: count(int(x))) if axis == 0 else (lambda x: f"{duration(x)} s")
     ends = [line.crossing(axis) for line in (baseline, best) if line is not None]
@@ -331,7 +283,7 @@ def _place_between(ax: Axes, words: Sequence[Text], low: float, high: float) -> 
         word.set_horizontalalignment(side)
 
 
-def _label_ends(ax: Axes, drawn: Sequence[_Line], axis: int) -> None:
+def _label_ends(ax: Axes, drawn: Sequence[Line], axis: int) -> None:
     """Each method's name beside its last point, moved apart if they would overlap."""
     low, high = ax.get_ylim()
     right = ax.get_xlim()[1]
@@ -350,7 +302,7 @@ def _label_ends(ax: Axes, drawn: Sequence[_Line], axis: int) -> None:
             ax.text(1.02, place - 0.008, _end(line, axis), va="top", size=9.5, **options)
 
 
-def _end(line: _Line, axis: int) -> str:
+def _end(line: Line, axis: int) -> str:
     """Says where a curve ends: its accuracy, or its seconds."""
     if axis == 0:
         return percent(line.method.get("final_accuracy"))
@@ -381,7 +333,7 @@ _GROUPS = (
 )
 
 
-def _draw_selected(ax: Axes, lines: Sequence[_Line]) -> None:
+def _draw_selected(ax: Axes, lines: Sequence[Line]) -> None:
     """Two groups of bars, one bar per method."""
     ax.set_axis_off()
     shares = [line.method.get(key) for key, _ in _GROUPS for line in lines]

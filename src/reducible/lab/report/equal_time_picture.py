@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MultipleLocator
 
-from reducible.lab.report.curves import COLOURS, DPI, INK, MUTED, WIDTH
+from reducible.lab.report.curves import DPI, INK, MUTED, WIDTH
 from reducible.lab.report.equal_time import SHOWN, Outcome, compare
+from reducible.lab.report.lines import COLOURS
 
 BETTER, WORSE = COLOURS[2], COLOURS[1]
 PANEL = "#f2f3f6"
