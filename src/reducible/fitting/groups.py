@@ -39,8 +39,7 @@ def fit_group_irreducible_loss(
         groups: [max id + 1] int64, the group of each id; the class if None.
         num_groups: G; found from the groups, or from the labels of the holdout, if None.
         gamma: extra weight of a group's own examples, ≥ 0.
-        shared: fit one network with a low-rank adapter per group in one run, in the place of G
-            networks in G runs.
+        shared: fit one network with a low-rank adapter per group, in place of G networks.
         rank: of the adapters, if shared.
         options: see FitOptions; ``start_from`` and ``save_model`` do not apply.
 
@@ -57,11 +56,9 @@ def fit_group_irreducible_loss(
     fit = Fit(options, jobs=1 if shared else count)
     header = {
         "method": "shared network with adapters" if shared else "a model per group",
-        "groups": count,
-        "gamma": gamma,
-        "holdout_examples": len(holdout),
+        "groups": count, "gamma": gamma, "holdout_examples": len(holdout),
         "checkpoint": "lowest weighted mean loss on the scored set",
-    }
+    }  # fmt: skip
 
     def groups_of(ids: Tensor, targets: Tensor) -> Tensor:
         return targets if groups is None else groups.to(ids.device)[ids]

@@ -1,4 +1,8 @@
-"""DivBS: rows whose gradients together explain the batch's mean gradient."""
+"""DivBS: rows whose gradients together explain the batch's mean gradient.
+
+All products come from ⟨G_i, G_j⟩ = ⟨h_i, h_j⟩·⟨f_i, f_j⟩, one column per pick, as in a pivoted
+Cholesky factorisation: O(k·B·(C + D + k)) time, O(B·k) memory, in float64.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +32,6 @@ def residual_pursuit(
     with probability ∝ it (``"sample"``); orthonormalise G_i against the picked ones to e; then
     r ← r − ⟨e, r⟩·e. A G_i that adds no direction is picked and leaves r as it is. Once ‖r‖ is
     10⁻⁶ of its start the rest is drawn at random (DivBS, Hong et al. 2024).
-
-    All products come from ⟨G_i, G_j⟩ = ⟨h_i, h_j⟩·⟨f_i, f_j⟩, one column per pick, as in a pivoted
-    Cholesky factorisation: O(k·B·(C + D + k)) time, O(B·k) memory, in float64.
 
     Args:
         h: [B, C] float64 gradients with respect to the logits.

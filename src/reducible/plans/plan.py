@@ -78,25 +78,23 @@ class Plan:
     ) -> Plan:
         """A filter at the noise floor, then fixed weights for what is kept.
 
-        As it stands, a mild filter, to train with ``noise_floor_loss`` on what it keeps: of the
-        plans in batches of 32 the best on the validation data of the equal-time study's MLP, and
-        within a tenth of a point of the best on its CNN's.
+        As it stands, a mild filter, to train with ``noise_floor_loss`` on what it keeps: the
+        equal-time study's recommendation, by its validation data.
 
         Args:
             store: with one loss per example, from a holdout or cross-fitted.
             ids: [N] int64 of the train set; a list, range or NumPy array too.
             labels: [N] whole numbers of the same examples, such as ``train.targets``; the same.
             noise_floor: [C] m_k, the same that labels are dropped below. If None, both come from
-                the store's header, where fitting wrote them: a floor for classes of any share, and
-                what to drop below, so that 1 % of any label at most is dropped unless the labels
-                are noisy. See ``reducible.plans.floors.learned_noise``.
+                the store's header, where fitting wrote them, so that 1 % of any label at most is
+                dropped unless labels are noisy. See ``reducible.plans.floors.learned_noise``.
             multiple: of that, under which a label is taken for wrong; 0 keeps all, and 2 drops
                 most wrong labels and many hard ones.
             exponent: of the sampling weights, ≥ 0; 0 weighs all alike. Validation data decides.
             offset: of the sampling weights, > 0.
 
-        Warns if little is kept, as it is if the model knows little of the labels; and if a label
-        has over half of the rows and the store, not made by fitting, has only medians.
+        Warns if little is kept; and if a label has over half of the rows and the store, not made
+        by fitting, has only medians.
 
         Raises:
             ConfigurationError: a setting that cannot work, or no noise floor to be had.
@@ -114,24 +112,18 @@ class Plan:
         store.check_data(given, classes)
         probability = _probability(store, given)  # [N]
         below = floor if noise_floor is not None else _below(store, probability, classes, floor)
-        keep = noise_floor_filter(probability, classes, below, multiple=multiple)
-        _check_kept(keep, multiple)
+        keep = _kept(noise_floor_filter(probability, classes, below, multiple=multiple), multiple)
         weight = residual_weights(probability[keep], exponent=exponent, offset=offset)
         dropped = given[~keep][probability[~keep].argsort(stable=True)]
         wrong = wrong_probability(probability, classes, floor)  # [N]
         report = {
-            "multiple": multiple,
-            "exponent": exponent,
-            "offset": offset,
-            "examples": given.numel(),
-            "kept": int(keep.sum()),
-            "noise_floor": floor.tolist(),
-            "drop_below": (multiple * below).tolist(),
-            "wrong_share": float(wrong.mean()),
+            "multiple": multiple, "exponent": exponent, "offset": offset,
+            "examples": given.numel(), "kept": int(keep.sum()), "noise_floor": floor.tolist(),
+            "drop_below": (multiple * below).tolist(), "wrong_share": float(wrong.mean()),
             "wrong_share_kept": float((weight * wrong[keep]).mean()),
             "by_class": _by_class(classes, keep, probability),
             "highest_irreducible_loss": dropped[:20].tolist(),
-        }
+        }  # fmt: skip
         return cls(given[keep], weight, dropped, report | _origin(store))
 
     @property
@@ -327,8 +319,8 @@ def _probability(store: IrreducibleLossStore, ids: Tensor) -> Tensor:
     return loss.neg().exp()
 
 
-def _check_kept(keep: Tensor, multiple: float) -> None:
-    """Raise if a filter ([N] bool) keeps nothing, warn if it keeps little."""
+def _kept(keep: Tensor, multiple: float) -> Tensor:
+    """A filter ([N] bool) as it is; raises if it keeps nothing, warns if it keeps little."""
     kept, examples = int(keep.sum()), keep.numel()
     if kept == 0:
         raise ConfigurationError(
@@ -342,6 +334,7 @@ def _check_kept(keep: Tensor, multiple: float) -> None:
             "wrong, the irreducible-loss model knows too little: fit it longer, or lower multiple.",
             stacklevel=3,
         )
+    return keep
 
 
 def _origin(store: IrreducibleLossStore) -> dict[str, Any]:
