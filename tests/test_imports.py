@@ -230,7 +230,9 @@ def test_files_and_functions_stay_short() -> None:
         assert len(text.splitlines()) <= 400, path
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
-                assert (node.end_lineno or 0) - node.lineno < 60, (path, node.name)
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                said = (ast.get_docstring(node, clean=False) or "").count("\n")
+                assert lines - said <= 60, (path, node.name)
 
 
 def test_the_root_is_a_floor_plan() -> None:

@@ -36,7 +36,13 @@ class MissingEvidence(ReducibleError):
 
 
 class Candidates(NamedTuple):
-    """A candidate batch, as a loader hands it over; torch's default collate keeps the type."""
+    """A candidate batch, as a loader hands it over; torch's default collate keeps the type.
+
+    >>> import torch
+    >>> here = Candidates(torch.tensor([3, 7]), (torch.zeros(2, 4), torch.tensor([0, 1])))
+    >>> here.ids.tolist()
+    [3, 7]
+    """
 
     ids: Tensor
     """[B] int64, stable for the data set."""
@@ -64,6 +70,11 @@ class Evidence:
 
     ``context`` holds what is not per example: ``step``, ``epoch``, ``total_steps`` (0-d int64)
     and ``group_holdout_loss`` ([G]).
+
+    >>> import torch
+    >>> evidence = Evidence(ids=torch.arange(2), loss=torch.tensor([1.0, 2.0]))
+    >>> evidence.require("loss")
+    tensor([1., 2.])
     """
 
     ids: Tensor  # [B] int64
@@ -105,7 +116,13 @@ CONTEXT_KEYS = ("step", "epoch", "total_steps", "group_holdout_loss")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Selection:
-    """Says which candidates to train on, and how much each counts."""
+    """Says which candidates to train on, and how much each counts.
+
+    >>> import torch
+    >>> chosen = Selection(index=torch.tensor([2, 0]), weight=torch.ones(2))
+    >>> chosen.index.tolist()
+    [2, 0]
+    """
 
     index: Tensor  # [K] int64 positions in the candidate batch, K <= k
     weight: Tensor  # [K] multiplies the per-example loss

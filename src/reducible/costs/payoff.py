@@ -57,6 +57,10 @@ class BreakEven:
     Attributes:
         forward_over_step: f, scoring one example exactly over training on one.
         settings: dearest last.
+
+    >>> setting = Setting("exact", ratio=10, discount=1.0, update_cost=4.0, steps_to_save=0.75)
+    >>> BreakEven(0.3, (setting,)).cheapest.steps_to_save
+    0.75
     """
 
     forward_over_step: float
@@ -113,6 +117,11 @@ def break_even(
     Raises:
         ConfigurationError: a ratio or a number of repeats that cannot work; losses remembered
             without a share that is scored all the same.
+
+    >>> model, batch = nn.Linear(4, 2), (torch.randn(8, 4), torch.arange(8) % 2)
+    >>> costs = break_even(model, batch, ratios=(2,), repeats=1)
+    >>> costs.cheapest.ratio
+    2
     """
     task = task or Classification()
     scorings = dict(scorings or SCORINGS)

@@ -45,6 +45,18 @@ def fit_group_irreducible_loss(
 
     Returns:
         A store with G columns.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from torch.utils.data import Subset, TensorDataset
+    >>> from reducible import WithIds
+    >>> data = WithIds(TensorDataset(torch.randn(60, 4), torch.arange(60) % 2))
+    >>> holdout, train = Subset(data, range(20)), Subset(data, range(20, 60))
+    >>> store = fit_group_irreducible_loss(
+    ...     lambda: nn.Linear(4, 2), holdout, train, epochs=1, progress=False
+    ... )
+    >>> store.groups
+    2
     """
     require_rows(holdout, "holdout")
     require_rows(train, "train")

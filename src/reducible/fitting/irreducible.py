@@ -38,6 +38,16 @@ def fit_irreducible_loss(
     Raises:
         DataError: an empty set, bad ids, or holdout and train set that share examples.
         StoreError: the fit diverged.
+
+    >>> from torch.utils.data import Subset, TensorDataset
+    >>> from reducible import WithIds
+    >>> data = WithIds(TensorDataset(torch.randn(60, 4), torch.arange(60) % 2))
+    >>> holdout, train = Subset(data, range(20)), Subset(data, range(20, 60))
+    >>> store = fit_irreducible_loss(
+    ...     lambda: nn.Linear(4, 2), holdout, train, epochs=1, progress=False
+    ... )
+    >>> store.lookup(torch.tensor([20, 59])).shape
+    torch.Size([2])
     """
     require_rows(holdout, "holdout")
     require_rows(train, "train")
@@ -77,6 +87,15 @@ def cross_fit_irreducible_loss(
     Raises:
         ConfigurationError: fewer groups than folds, or groups that are not by id.
         DataError, StoreError: as ``fit_irreducible_loss``.
+
+    >>> from torch.utils.data import TensorDataset
+    >>> from reducible import WithIds
+    >>> train = WithIds(TensorDataset(torch.randn(40, 4), torch.arange(40) % 2))
+    >>> store = cross_fit_irreducible_loss(
+    ...     lambda: nn.Linear(4, 2), train, epochs=1, progress=False
+    ... )
+    >>> len(store)
+    40
     """
     require_rows(train, "train")
     require_between("folds", folds, 2, len(train), whole=True)
@@ -110,6 +129,12 @@ def fit_proxy(make_model: MakeModel, train: Any, **options: Unpack[FitOptions]) 
 
     Returns:
         The model in eval mode, at its checkpoint of lowest loss on the train set.
+
+    >>> from torch.utils.data import TensorDataset
+    >>> from reducible import WithIds
+    >>> train = WithIds(TensorDataset(torch.randn(40, 4), torch.arange(40) % 2))
+    >>> fit_proxy(lambda: nn.Linear(4, 2), train, epochs=1, progress=False)
+    Linear(in_features=4, out_features=2, bias=True)
     """
     require_rows(train, "train")
     fit = Fit(options, jobs=1)

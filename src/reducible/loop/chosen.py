@@ -14,7 +14,14 @@ from torch import Tensor
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Chosen:
-    """The rows to train on."""
+    """The rows to train on.
+
+    >>> import torch
+    >>> ids, weights = torch.arange(2), torch.ones(2)
+    >>> chosen = Chosen(batch=torch.zeros(2, 4), ids=ids, weights=weights, info={})
+    >>> chosen.ids.tolist()
+    [0, 1]
+    """
 
     batch: Any  # the loader's own structure, K rows, on the model's device
     ids: Tensor  # [K] int64

@@ -124,6 +124,10 @@ class Gate:
 
     Raises:
         ConfigurationError: a setting that cannot work.
+
+    >>> gate = Gate(budget=0.05)
+    >>> gate.state, gate.report()["state"]
+    ('watching', 'watching')
     """
 
     def __init__(

@@ -38,7 +38,7 @@ class SelectingLoader:
     it has fewer rows than ``keep`` and ``updates_per_scoring`` ask for, or if it is the short rest
     of a loader that cuts its batches evenly, by torch's own BatchSampler (a DataLoader with
     ``batch_size=…``) or from a stream that one process reads and the default function collates.
-    Where sizes vary (a batch sampler of one's own, a list of batches) none is a short rest.
+    If sizes vary (a batch sampler of one's own, a list of batches) none is a short rest.
 
     A rule that needs no evidence (``uniform``, ``Scheduled`` when its rule rests, ``grad_norm_is``
     while its gate is shut) over a plain DataLoader of a map-style data set draws its rows before
@@ -74,8 +74,7 @@ class SelectingLoader:
         proxy: for ``svp``: a model fitted on the train set.
         group_holdout: loader of holdout examples, for rules that read the group holdout loss.
         refresh: of the group holdout loss: ``"epoch"``, or every so many steps by one batch.
-        refresh_decay: a of the average over such batches, in [0, 1); REDUCR's A.9.4 takes 0.9
-            and 0.99.
+        refresh_decay: of the average over such batches, in [0, 1); REDUCR, A.9.4: 0.9, 0.99.
 
     Args: Gate
         gate: ``"auto"``, or a Gate: decides during training whether selection pays; plain training
@@ -94,6 +93,14 @@ class SelectingLoader:
             iterating: a batch that is not the last has too few rows, or a pass hands out nothing.
         StoreError: the store is of other data. If the data set tells no labels beforehand, those of
             the first batches are compared, and it is raised in iterating.
+
+    >>> from torch.utils.data import DataLoader, TensorDataset
+    >>> import reducible as rd
+    >>> data = rd.WithIds(TensorDataset(torch.randn(40, 4), torch.arange(40) % 2))
+    >>> loader, model = DataLoader(data, batch_size=20), nn.Linear(4, 2)
+    >>> batches = SelectingLoader(loader, model, rd.selector("train_loss"), keep=5)
+    >>> [chosen.ids.numel() for chosen in batches]
+    [5, 5]
     """
 
     def __init__(

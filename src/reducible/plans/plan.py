@@ -57,6 +57,11 @@ class Plan:
         weight: [M] float64 sampling weights with mean one.
         dropped: [N − M] int64 ids left out, the highest irreducible loss first.
         report: what was decided and why; JSON types only.
+
+    >>> store = IrreducibleLossStore.from_tensor(torch.tensor([0.1, 0.2, 5.0]))
+    >>> floor = torch.tensor([0.1])  # a label of probability exp(−5) is below
+    >>> Plan.from_irreducible_loss(store, range(3), [0, 0, 0], noise_floor=floor).dropped
+    tensor([2])
     """
 
     ids: Tensor

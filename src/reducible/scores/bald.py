@@ -16,5 +16,10 @@ def bald(*, mc_logits: Tensor) -> Tensor:
 
     Returns:
         [B], of the logits' dtype.
+
+    >>> import torch
+    >>> passes = torch.tensor([[[9.0, 0.0]], [[0.0, 9.0]]])  # two, which disagree
+    >>> bald(mc_logits=passes)
+    tensor([0.6919])
     """
     return entropy(mc_logits=mc_logits) - conditional_entropy(mc_logits=mc_logits)

@@ -13,5 +13,10 @@ def conditional_entropy(*, mc_logits: Tensor) -> Tensor:
 
     Returns:
         [B], of the logits' dtype.
+
+    >>> import torch
+    >>> passes = torch.tensor([[[9.0, 0.0]], [[0.0, 9.0]]])  # two, which disagree
+    >>> conditional_entropy(mc_logits=passes)
+    tensor([0.0012])
     """
     return entropy_of(mc_logits.log_softmax(dim=-1)).mean(dim=0)

@@ -38,6 +38,11 @@ def entropy(*, mc_logits: Tensor) -> Tensor:
 
     Returns:
         [B], of the logits' dtype.
+
+    >>> import torch
+    >>> passes = torch.tensor([[[9.0, 0.0]], [[0.0, 9.0]]])  # two, which disagree
+    >>> entropy(mc_logits=passes)
+    tensor([0.6931])
     """
     return entropy_of(mean_log_probability(mc_logits))
 
@@ -53,5 +58,10 @@ def entropy_of_logits(*, logits: Tensor) -> Tensor:
 
     >>> entropy_of_logits(logits=torch.tensor([[2.0, 0.0, 0.0]]))
     tensor([0.6656])
+
+    >>> import torch
+    >>> logits = torch.tensor([[0.0, 0.0], [9.0, 0.0]])
+    >>> entropy_of_logits(logits=logits)
+    tensor([0.6931, 0.0012])
     """
     return entropy_of(logits.log_softmax(dim=-1))

@@ -13,6 +13,11 @@ def residual(*, logits: Tensor, targets: Tensor) -> Tensor:
 
     Returns:
         [B, C], of the logits' dtype.
+
+    >>> import torch
+    >>> logits, targets = torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.tensor([1, 0])
+    >>> residual(logits=logits, targets=targets)[0]
+    tensor([ 0.5000, -0.5000])
     """
     h = logits.softmax(dim=1)  # [B, C]
     # 1 − p_y is summed from the other classes: near p_y = 1 the difference would lose all digits.
@@ -30,6 +35,11 @@ def grad_norm(*, logits: Tensor, targets: Tensor) -> Tensor:
 
     Returns:
         [B], of the logits' dtype.
+
+    >>> import torch
+    >>> logits, targets = torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.tensor([1, 0])
+    >>> grad_norm(logits=logits, targets=targets)
+    tensor([0.7071, 0.1686])
     """
     return torch.linalg.vector_norm(residual(logits=logits, targets=targets), dim=1)
 
@@ -46,6 +56,11 @@ def grad_norm_last_layer(*, logits: Tensor, targets: Tensor, features: Tensor) -
 
     Returns:
         [B], of the logits' dtype.
+
+    >>> import torch
+    >>> logits, targets = torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.tensor([1, 0])
+    >>> grad_norm_last_layer(logits=logits, targets=targets, features=torch.zeros(2, 3))
+    tensor([0.7071, 0.1686])
     """
     f_norm = torch.linalg.vector_norm(features.to(logits.dtype), dim=1)  # [B]
     return grad_norm(logits=logits, targets=targets) * torch.hypot(f_norm, torch.ones_like(f_norm))

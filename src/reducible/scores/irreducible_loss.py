@@ -13,6 +13,10 @@ def irreducible_loss(*, irreducible_loss: Tensor) -> Tensor:
 
     Returns:
         [B], of the irreducible loss's dtype.
+
+    >>> import torch
+    >>> irreducible_loss(irreducible_loss=torch.tensor([0.5, 2.0]))
+    tensor([-0.5000, -2.0000])
     """
     return -irreducible_loss
 

@@ -15,6 +15,11 @@ def loss_minus_conditional_entropy(*, mc_logits: Tensor, targets: Tensor) -> Ten
 
     Returns:
         [B], of the logits' dtype.
+
+    >>> import torch
+    >>> passes = torch.tensor([[[9.0, 0.0]], [[0.0, 9.0]]])  # two, which disagree
+    >>> loss_minus_conditional_entropy(mc_logits=passes, targets=torch.tensor([1]))
+    tensor([0.6919])
     """
     log_p = mean_log_probability(mc_logits)  # [B, C]
     loss = -log_p.gather(1, targets.unsqueeze(1)).squeeze(1)  # [B]

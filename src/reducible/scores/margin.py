@@ -11,6 +11,11 @@ def margin(*, logits: Tensor) -> Tensor:
 
     Returns:
         [B] in [−1, 0], of the logits' dtype.
+
+    >>> import torch
+    >>> logits = torch.tensor([[0.0, 0.0], [9.0, 0.0]])
+    >>> margin(logits=logits)
+    tensor([ 0.0000, -0.9998])
     """
     best = logits.softmax(dim=1).topk(2, dim=1).values  # [B, 2]
     return best[:, 1] - best[:, 0]
@@ -24,5 +29,10 @@ def least_confidence(*, logits: Tensor) -> Tensor:
 
     Returns:
         [B] in [0, 1), of the logits' dtype.
+
+    >>> import torch
+    >>> logits = torch.tensor([[0.0, 0.0], [9.0, 0.0]])
+    >>> least_confidence(logits=logits)
+    tensor([5.0000e-01, 1.2338e-04])
     """
     return 1.0 - logits.softmax(dim=1).amax(dim=1)

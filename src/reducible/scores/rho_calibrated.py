@@ -33,6 +33,12 @@ def rho_calibrated(
     Returns:
         [B] of the logits' dtype, at most log(1 + (1 − ν)·C/ν) away from 0; not finite if a
         loss is not.
+
+    >>> import torch
+    >>> logits, targets = torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.tensor([1, 0])
+    >>> own = torch.zeros(2)
+    >>> rho_calibrated(logits=logits, targets=targets, irreducible_loss=own, floor=0.1)
+    tensor([0.6419, 0.1198])
     """
     log_p = (logits / temperature).log_softmax(dim=1)  # [B, C]
     log_p = log_p.gather(1, targets.unsqueeze(1)).squeeze(1)  # [B]

@@ -20,6 +20,12 @@ def rho_entropy(
 
     Returns:
         [B], of the loss's dtype.
+
+    >>> import torch
+    >>> logits = torch.tensor([[0.0, 0.0], [9.0, 0.0]])
+    >>> loss, own = torch.tensor([0.7, 0.1]), torch.zeros(2)
+    >>> rho_entropy(loss=loss, irreducible_loss=own, logits=logits, beta=1.0)
+    tensor([1.3931, 0.1012])
     """
     uncertainty = entropy_of_logits(logits=logits).to(loss.dtype)
     return rho(loss=loss, irreducible_loss=irreducible_loss) + beta * uncertainty

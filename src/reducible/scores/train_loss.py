@@ -13,6 +13,10 @@ def train_loss(*, loss: Tensor) -> Tensor:
 
     Returns:
         [B], of the loss's dtype.
+
+    >>> import torch
+    >>> train_loss(loss=torch.tensor([0.5, 2.0]))
+    tensor([0.5000, 2.0000])
     """
     return loss
 

@@ -35,6 +35,11 @@ class CoTrained:
     Attributes:
         model: what scores: the model, behind its trunk if it has one.
         distil: whether it learns predictions.
+
+    >>> small = nn.Linear(4, 2)
+    >>> scorer = CoTrained(small, torch.optim.SGD(small.parameters(), lr=0.1))
+    >>> scorer.model is small
+    True
     """
 
     def __init__(

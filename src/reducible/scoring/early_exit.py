@@ -42,6 +42,13 @@ def early_exit(
 
     Raises:
         ConfigurationError: no such module, or nothing says how wide its output is.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> scorer = early_exit(
+    ...     model, "1", num_classes=2, make_optimizer=lambda p: torch.optim.SGD(p, lr=0.1)
+    ... )
+    >>> type(scorer).__name__
+    'CoTrained'
     """
     require_between("num_classes", num_classes, 1, whole=True)
     model = _plain(model)

@@ -57,6 +57,11 @@ def measure(
     Raises:
         StoreError: an id without irreducible loss.
         DataError: a batch that the task cannot read, or a loss that is already reduced.
+
+    >>> here = Candidates(torch.arange(3), (torch.randn(3, 4), torch.tensor([0, 1, 1])))
+    >>> evidence = measure(nn.Linear(4, 2), here, frozenset({"loss", "logits"}))
+    >>> evidence.require("loss").shape, evidence.require("logits").shape
+    (torch.Size([3]), torch.Size([3, 2]))
     """
     request = Request(needs, context or {}, groups, samples, seed)
     return Measurement(model, scoring, task=task, store=store).measure(candidates, request)

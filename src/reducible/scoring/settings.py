@@ -42,6 +42,10 @@ class Scoring:
             scoring; 0: never. Where batches are normalised by their own statistics, at least 32
             rows are scored together, others drawn at random among them.
         rescore: share of the remembered ones that is scored all the same, at random.
+
+    >>> cheap = Scoring(precision="bfloat16", updates_per_scoring=4)
+    >>> cheap.batchnorm, cheap.max_age
+    ('candidates', 0)
     """
 
     batchnorm: Literal["candidates", "running", "reference"] = "candidates"

@@ -64,7 +64,15 @@ def given(evidence: Evidence) -> Look:
 
 
 class Selector(ABC):
-    """Chooses k of B candidates from evidence. Abstract or final: to vary a rule, wrap it."""
+    """Chooses k of B candidates from evidence. Abstract or final: to vary a rule, wrap it.
+
+    >>> class First(Selector):
+    ...     def select(self, evidence, k, *, generator):
+    ...         return Selection(torch.arange(k), torch.ones(k))
+    >>> evidence = Evidence(ids=torch.arange(5))
+    >>> First().select(evidence, 2, generator=torch.Generator()).index
+    tensor([0, 1])
+    """
 
     needs: frozenset[str] = frozenset()
     """Evidence fields and context keys that ``select`` and ``observe`` read."""

@@ -29,6 +29,12 @@ class Chain(Selector):
 
     Raises:
         ConfigurationError: rules that cannot be put in this order.
+
+    >>> from reducible import scores
+    >>> from reducible.selectors.scored import Scored
+    >>> rule = Chain(Scored(scores.rho), prefilter=50, then=Scored(scores.margin))
+    >>> sorted(rule.needs)
+    ['irreducible_loss', 'logits', 'loss']
     """
 
     def __init__(self, first: Selector, *, prefilter: int, then: Selector) -> None:

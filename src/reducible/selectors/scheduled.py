@@ -43,6 +43,12 @@ class Scheduled(Selector):
         anneal: steps over which its share shrinks; needs ``end``.
         mix: share of the rows that is left to chance at every step; the schedule above is of the
             others.
+
+    >>> from reducible import scores
+    >>> from reducible.selectors.scored import Scored
+    >>> rule = Scheduled(Scored(scores.rho), warmup=3)
+    >>> [rule.share(step) for step in range(4)]
+    [0.25, 0.5, 0.75, 1.0]
     """
 
     def __init__(

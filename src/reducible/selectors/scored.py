@@ -57,6 +57,10 @@ class Scored(Selector):
         samples: dropout passes to ask for.
         unbiased: whether the pick's weights make Σ w_i·L_i / K an unbiased estimate of the mean
             loss over the candidates.
+
+    >>> from reducible import scores
+    >>> sorted(Scored(scores.rho).needs)
+    ['irreducible_loss', 'loss']
     """
 
     def __init__(

@@ -48,6 +48,10 @@ class WithIds(Dataset[Candidates]):
 
     Raises:
         DataError: the data set is empty, is not map-style, or yields Candidates already.
+
+    >>> data = WithIds(TensorDataset(torch.eye(3), torch.arange(3)))
+    >>> data[2].ids, Subset(data, [1, 2])[0].ids
+    (tensor(2), tensor(1))
     """
 
     def __init__(self, dataset: Any) -> None:

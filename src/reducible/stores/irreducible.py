@@ -34,6 +34,10 @@ class IrreducibleLossStore:
     Attributes:
         fingerprint: which data set, split and labelling it is of; empty: unchecked.
         header: what fitting recorded (model, checkpoint rule, cost, …); JSON types only.
+
+    >>> store = IrreducibleLossStore.from_tensor(torch.tensor([0.5, 2.0]))
+    >>> store.lookup(torch.tensor([1]))
+    tensor([2.])
     """
 
     def __init__(

@@ -18,7 +18,19 @@ class Outputs(NamedTuple):
 
 
 class Task(ABC):
-    """Runs a model on a batch, and says what its loss is, example by example."""
+    """Runs a model on a batch, and says what its loss is, example by example.
+
+    >>> class SeveralLabels(Task):
+    ...     def targets(self, batch):
+    ...         return batch[1]  # [B, L]
+    ...     def forward(self, model, batch, *, features=False):
+    ...         return Outputs(model(batch[0]), None)
+    ...     def loss(self, logits, targets):
+    ...         return (logits - targets).square().mean(1)  # [B]
+    >>> import torch
+    >>> SeveralLabels().loss(torch.zeros(2, 3), torch.ones(2, 3))
+    tensor([1., 1.])
+    """
 
     @abstractmethod
     def targets(self, batch: Any) -> Tensor | None:

@@ -26,6 +26,11 @@ class Classification(CrossEntropy):
         targets: the same, for the labels.
         features: name of the last linear layer; found by a trial pass if None.
         label_smoothing: of the cross-entropy, in [0, 1).
+
+    >>> import torch
+    >>> task = Classification(inputs="photo", targets="kind")
+    >>> task.targets({"photo": torch.zeros(2, 3), "kind": torch.tensor([1, 0])})
+    tensor([1, 0])
     """
 
     def __init__(

@@ -35,6 +35,10 @@ class SequenceClassification(CrossEntropy):
         features: name of the classifier layer; found by a trial pass if None.
         label_smoothing: of the cross-entropy, in [0, 1).
         pad_id: the token that pads, from which the mask is made if a batch has none.
+
+    >>> task = SequenceClassification(pad_id=0)
+    >>> task.targets({"input_ids": torch.tensor([[5, 0]]), "labels": torch.tensor([1])})
+    tensor([1])
     """
 
     def __init__(
