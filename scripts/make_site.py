@@ -59,7 +59,9 @@ def assemble(folder: Path) -> None:
         page.writelines(f"\n::: reducible.scores.{name}\n{WITHOUT_HEADING}" for name in scores())
     settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     source = os.path.relpath(ROOT / "src", folder)
-    (folder / "mkdocs.yml").write_text(settings.replace("[src]", f"[{source}]"), encoding="utf-8")
+    settings = settings.replace("[src]", f"[{source}]")
+    settings = settings.replace("[scripts/", f"[{ROOT / 'scripts'}/")
+    (folder / "mkdocs.yml").write_text(settings, encoding="utf-8")
 
 
 def build(folder: Path) -> int:

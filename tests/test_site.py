@@ -73,7 +73,9 @@ def test_what_leads_nowhere_ends_the_build(text: str, said: str, tmp_path: Path)
     settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     (copy / "mkdocs.yml").write_text(settings[: settings.index("nav:")], encoding="utf-8")
     script = copy / "scripts" / "make_site.py"
-    script.write_text((ROOT / "scripts" / "make_site.py").read_text(encoding="utf-8"))
+    for name in ("make_site.py", "doctest_sections.py"):
+        source = (ROOT / "scripts" / name).read_text(encoding="utf-8")
+        (copy / "scripts" / name).write_text(source, encoding="utf-8")
     (copy / "docs" / "when.md").write_text(f"# When\n\n{text}\n")
     done = _build(script, tmp_path / "built")
     assert done.returncode != 0
