@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import reducible as rd
 from reducible.loop.gate import Gate
+from reducible.loop.hindsight import would_be_told
 from reducible.scoring import CoTrained
 
 N, N_B, K = 60, 20, 5
@@ -75,11 +76,11 @@ def test_a_pass_that_was_broken_off_is_not_listened_to_any_more() -> None:
     model = _net()
     loop = _loop(_blind(), model=model)
     next(iter(loop))
-    assert loop._hindsight._seen is not None
+    assert loop._hindsight.listens
     loop._selector.is_blind = lambda step, k, size: False  # from now on it looks
     walk = iter(loop)
     _train(model, next(walk))
-    assert loop._hindsight._seen is None
+    assert not loop._hindsight.listens
     next(walk)
 
 
@@ -88,20 +89,20 @@ def test_a_state_that_is_taken_over_ends_the_listening() -> None:
     state = loop.state_dict()
     next(iter(loop))
     loop.load_state_dict(state)
-    assert loop._hindsight._seen is None
+    assert not loop._hindsight.listens
 
 
 @pytest.mark.parametrize(("rule", "listens"), [("grad_norm_is", False), ("uniform", False)])
 def test_rows_are_listened_to_if_the_rule_wants_to_know(rule: str, listens: bool) -> None:
     loop = _loop(rule)
     next(iter(loop))
-    assert (loop._hindsight._seen is not None) is listens
+    assert loop._hindsight.listens is listens
 
 
 def test_while_the_gate_is_closed_nothing_is_listened_to() -> None:
     loop = _gated(_blind())
     next(iter(loop))
-    assert loop._hindsight._seen is not None
+    assert loop._hindsight.listens
     loop.gate.state = "closed"
     assert loop._drawn_at() is None
 
@@ -137,6 +138,81 @@ def test_a_shadow_that_would_look_is_not_told_of_a_blind_draw() -> None:
     loop = _loop(shadows={"watch": shadow})
     next(iter(loop))
     assert told == [torch.Size([N_B])]  # the candidates that it chose from, not its choice
+
+
+class Opaque(DataLoader[Any]):
+    """A subclass may do anything, so its order is not read ahead."""
+
+
+@pytest.mark.parametrize("make", [DataLoader, Opaque])
+def test_a_rule_is_told_of_what_it_drew_blindly_however_rows_are_loaded(make: Any) -> None:
+    model, rule = _net(), _blind()
+    told: list[Any] = []
+    observe = rule.observe
+
+    def spied(evidence: Any, selection: Any) -> None:
+        told.append((evidence, selection))
+        observe(evidence, selection)
+
+    rule.observe = spied
+    loop = rd.SelectingLoader(make(DATA, batch_size=N_B), model, rule, keep=K)
+    handed_out = []
+    for chosen in loop:
+        handed_out.append(chosen.ids.tolist())
+        _train(model, chosen)
+    assert [evidence.ids.tolist() for evidence, _ in told] == handed_out
+    for evidence, selection in told:
+        assert evidence.context == {}  # it reads nothing of the run
+        assert selection.index.tolist() == list(range(K))
+        assert selection.weight.tolist() == [1.0] * K
+
+
+def test_rows_whose_training_pass_was_missed_are_not_waited_for() -> None:
+    model = _net()
+    loop = _loop(_blind(), model=model)
+    walk = iter(loop)
+    _train(model, next(walk))
+    next(walk)  # told of the first; this one is left out
+    assert loop._hindsight.listens
+    loop._hindsight.finish()
+    assert not loop._hindsight.listens
+
+
+def test_the_task_reads_what_the_training_pass_shows() -> None:
+    class Named(Dataset[dict[str, Tensor]]):
+        def __len__(self) -> int:
+            return N
+
+        def __getitem__(self, index: int) -> dict[str, Tensor]:
+            return {"other": X[index], "photo": X[index], "kind": Y[index]}
+
+    model, rule = _net(), _blind()
+    task = rd.Classification(inputs="photo", targets="kind")
+    data: Any = rd.WithIds(Named())
+    loop = rd.SelectingLoader(DataLoader(data, batch_size=N_B), model, rule, keep=K, task=task)
+    for chosen in loop:
+        logits = model(chosen.batch["photo"])
+        F.cross_entropy(logits, chosen.batch["kind"]).backward()
+    assert rule.state_dict()["tau"] > 0
+
+
+def test_a_shadow_is_shown_what_it_learns_of_in_hindsight_and_all_of_its_rows() -> None:
+    rule = _blind()
+    needs, selection = would_be_told(rule, torch.tensor([4, 7, 9]))
+    assert needs == rule.hindsight
+    assert selection.index.tolist() == [0, 1, 2]
+    assert selection.weight.tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("handed_out", [1, 2, 3])
+def test_rows_drawn_ahead_are_the_same_after_a_stop_between_parts(handed_out: int) -> None:
+    scoring = rd.Scoring(updates_per_scoring=2)
+    loop, again = (_loop("uniform", scoring=scoring) for _ in range(2))
+    walk = iter(loop)
+    for _ in range(handed_out):
+        next(walk)
+    again.load_state_dict(loop.state_dict())
+    assert [c.ids.tolist() for c in again] == [c.ids.tolist() for c in walk]
 
 
 # -- what learns along ----------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -13,6 +13,13 @@ from reducible.loop.evidence import CONTEXT, EVAL, EvidenceSource, Moment
 from reducible.scoring import CapturedPredictions, Measurement, Request
 from reducible.selectors import Selector
 from reducible.types import Candidates, Evidence, MissingEvidence, Selection
+
+
+class _Listening(NamedTuple):
+    """Rows that were drawn blindly, whose training pass is waited for."""
+
+    step: int  # at which they were handed out
+    seen: Callable[[], Evidence | None]  # their evidence, once there was a pass
 
 
 @final
@@ -30,8 +37,7 @@ class Hindsight:
         """Whether the rule learns so."""
         self._selector, self._source = selector, source
         self._picking = ledger.phase("pick")
-        self._seen: Callable[[], Evidence | None] | None = None  # of the rows handed out last
-        self._step = -1  # at which they were
+        self._listening: _Listening | None = None  # to the rows handed out last
         self._told = False  # since the loop was made
 
     def listen(self, rows: Candidates, drawn: Moment, step: int) -> None:
@@ -39,7 +45,6 @@ class Hindsight:
 
         Costs no pass of its own.
         """
-        self._step = step
         needs = self._selector.hindsight | (self._selector.needs & CONTEXT)
         request = Request(needs, self._source.context(needs, drawn))
         model, task = self._source.model, self._source.task
@@ -51,13 +56,13 @@ class Hindsight:
                 return None
             return Measurement(captured.replay, EVAL, task=task).measure(rows, request)
 
-        self._seen = seen
+        self._listening = _Listening(step, seen)
 
     def tell(self) -> None:
         """Let the rule observe the rows, if their training pass was seen; once."""
-        evidence = None if self._seen is None else self._seen()
+        evidence = None if self._listening is None else self._listening.seen()
         if evidence is not None:
-            self._seen, self._told = None, True
+            self._listening, self._told = None, True
             with self._picking:
                 self._selector.observe(evidence, all_rows(evidence.ids))
 
@@ -68,12 +73,10 @@ class Hindsight:
             MissingEvidence: no training pass was seen, now or before.
         """
         self.tell()
-        if self._seen is None:
-            return
-        self.forget()
-        if not self._told:
+        missed, self._listening = self._listening, None
+        if missed is not None and not self._told:
             raise MissingEvidence(
-                f"the selector drew the rows of step {self._step} blindly, and learns when to "
+                f"the selector drew the rows of step {missed.step} blindly, and learns when to "
                 f"score from their training pass ({', '.join(sorted(self._selector.hindsight))}), "
                 "but no pass with gradients over all of them was seen. Train the model that was "
                 "given to the loop on chosen.batch in one piece. Where that cannot be (smaller "
@@ -82,8 +85,13 @@ class Hindsight:
             )
 
     def forget(self) -> None:
-        """Watch no longer."""
-        self._seen = None
+        """Listen no longer."""
+        self._listening = None
+
+    @property
+    def listens(self) -> bool:
+        """Whether the training pass of rows is waited for."""
+        return self._listening is not None
 
 
 def would_be_told(shadow: Selector, rows: Tensor) -> tuple[frozenset[str], Selection]:
