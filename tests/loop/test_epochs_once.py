@@ -43,7 +43,7 @@ def _loop(rule: str = "svp", *, rows: int = N, keep: int = K, seed: int = 1) -> 
 
 
 def _watched(loop: Any, name: str) -> list[Any]:
-    """What the rule's method ``name`` is given from now on."""
+    """Collects what the rule's method ``name`` is given from now on."""
     given: list[Any] = []
     inner = getattr(loop._planner._selector, name)
 

@@ -1,4 +1,4 @@
-"""How far two rankings of the same rows agree."""
+"""Measures how far two rankings of the same rows agree."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -18,6 +19,7 @@ from reducible.scoring import Scoring, least_rows, measure
 from reducible.tasks import Classification, Task
 from reducible.types import Candidates, ConfigurationError, DataError, require_between
 
+_LOSS = frozenset({"loss"})
 SCORINGS: Mapping[str, Scoring] = {
     "exact": Scoring(),
     "bfloat16": Scoring(precision="bfloat16"),
@@ -115,8 +117,7 @@ def break_even(
         repeats: measurements of each.
 
     Raises:
-        ConfigurationError: a ratio or a number of repeats that cannot work; losses remembered
-            without a share that is scored all the same.
+        ConfigurationError: a setting that cannot work, such as losses remembered with rescore=0.
 
     >>> model, batch = nn.Linear(4, 2), (torch.randn(8, 4), torch.arange(8) % 2)
     >>> costs = break_even(model, batch, ratios=(2,), repeats=1)
@@ -135,13 +136,12 @@ def break_even(
     candidates = Candidates(torch.arange(size * widest), repeated)
     optimizer = make_optimizer(model.parameters())
 
-    def scores(scoring: Scoring) -> Callable[[], Any]:
-        return lambda: measure(model, candidates, frozenset({"loss"}), scoring, task=task)
-
-    work: dict[str, Callable[[], Any]] = {
-        "train": lambda: plain_update(model, optimizer, task, batch)
+    train = partial(plain_update, model, optimizer, task, batch)
+    work: dict[str, Callable[[], Any]] = {"train": train}
+    work |= {
+        name: partial(measure, model, candidates, _LOSS, s, task=task)
+        for name, s in scorings.items()
     }
-    work |= {name: scores(s) for name, s in scorings.items()}
     devices = [] if targets.device.type == "cpu" else [targets.device]
     with torch.random.fork_rng(devices, device_type=targets.device.type):  # dropout draws
         seconds = medians_in_turn(work, repeats=repeats, device=targets.device)
@@ -150,10 +150,13 @@ def break_even(
     for name, scoring in scorings.items():
         for ratio in ratios:
             share = _share_scored(model, scoring, ratio * size)
-            s = share * seconds[name] / seconds["exact"]
-            cost = 1.0 + ratio * f * s
-            settings.append(Setting(name, ratio, s, cost, 1.0 - 1.0 / cost))
+            settings.append(_setting(name, ratio, f, share * seconds[name] / seconds["exact"]))
     return BreakEven(f, tuple(sorted(settings, key=lambda s: s.update_cost)))
+
+
+def _setting(name: str, ratio: float, f: float, s: float) -> Setting:
+    cost = 1.0 + ratio * f * s
+    return Setting(name, ratio, s, cost, 1.0 - 1.0 / cost)
 
 
 def _check_settings(ratios: Sequence[float], scorings: Mapping[str, Scoring], repeats: int) -> None:

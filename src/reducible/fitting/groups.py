@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 from torch import Tensor
 
-from reducible.fitting.adapters import AdaptedLoss, with_adapters
+from reducible.fitting.adapters import AdaptedLoss, GroupAdapters, with_adapters
 from reducible.fitting.fit import Fit, FitOptions, MakeModel
 from reducible.fitting.irreducible import refuse_one_model_options, require_rows
 from reducible.fitting.objectives import MeanLoss, Scores
@@ -30,7 +30,7 @@ def fit_group_irreducible_loss(
     """Irreducible losses per group: model c counts the holdout examples of group c 1 + γ times.
 
     REDUCR, Section 3 (γ = 9 for images, 4 for text). Each keeps the checkpoint of its lowest
-    weighted loss on the train set; the weights are not normalised.
+    weighted loss on the train set; the weights are not normalised. The store has G columns.
 
     Args:
         make_model: makes one model.
@@ -43,19 +43,13 @@ def fit_group_irreducible_loss(
         rank: of the adapters, if shared.
         options: see FitOptions; ``start_from`` and ``save_model`` do not apply.
 
-    Returns:
-        A store with G columns.
-
-    >>> import torch
-    >>> from torch import nn
+    >>> from torch import arange, nn, randn
     >>> from torch.utils.data import Subset, TensorDataset
     >>> from reducible import WithIds
-    >>> data = WithIds(TensorDataset(torch.randn(60, 4), torch.arange(60) % 2))
+    >>> data = WithIds(TensorDataset(randn(60, 4), arange(60) % 2))
     >>> holdout, train = Subset(data, range(20)), Subset(data, range(20, 60))
-    >>> store = fit_group_irreducible_loss(
-    ...     lambda: nn.Linear(4, 2), holdout, train, epochs=1, progress=False
-    ... )
-    >>> store.groups
+    >>> make_model = lambda: nn.Linear(4, 2)
+    >>> fit_group_irreducible_loss(make_model, holdout, train, epochs=1, progress=False).groups
     2
     """
     require_rows(holdout, "holdout")
@@ -66,11 +60,7 @@ def fit_group_irreducible_loss(
     refuse_one_model_options(options, "groups have one each, or adapters")
     count = _count_groups(holdout, train, groups, num_groups)
     fit = Fit(options, jobs=1 if shared else count)
-    header = {
-        "method": "shared network with adapters" if shared else "a model per group",
-        "groups": count, "gamma": gamma, "holdout_examples": len(holdout),
-        "checkpoint": "lowest weighted mean loss on the scored set",
-    }  # fmt: skip
+    header = _header(holdout, count, gamma, shared=shared)
 
     def groups_of(ids: Tensor, targets: Tensor) -> Tensor:
         return targets if groups is None else groups.to(ids.device)[ids]
@@ -79,14 +69,25 @@ def fit_group_irreducible_loss(
         with fit.charged():
             parts = _one_by_one(fit, make_model, holdout, train, groups_of, count, gamma)
         return fit.store(parts, header | {"model": parts[0].model_name}, columns=True)
+    objective = AdaptedLoss(fit.task, fit.smoothing, groups_of, count, gamma)
+
+    def make() -> GroupAdapters:
+        return with_adapters(make_model(), fit.task, holdout, count, rank)
+
     with fit.charged():
-        adapted = fit.run(
-            lambda: with_adapters(make_model(), fit.task, holdout, count, rank),
-            holdout,
-            train,
-            objective=AdaptedLoss(fit.task, fit.smoothing, groups_of, count, gamma),
-        )
+        adapted = fit.run(make, holdout, train, objective=objective)
     return fit.store([adapted], header | {"model": adapted.model_name, "rank": rank})
+
+
+def _header(holdout: Any, count: int, gamma: float, *, shared: bool) -> dict[str, Any]:
+    """Says in a store how it was fitted."""
+    return {
+        "method": "shared network with adapters" if shared else "a model per group",
+        "groups": count,
+        "gamma": gamma,
+        "holdout_examples": len(holdout),
+        "checkpoint": "lowest weighted mean loss on the scored set",
+    }
 
 
 def _one_by_one(

@@ -1,4 +1,4 @@
-"""What a fit minimises, and what it says of the examples that it never saw."""
+"""Defines what a fit minimises, and holds what it says of examples that it never saw."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class Given:
         )
 
     def evidence(self, learners: Learners) -> EvidenceSource:
-        """What candidates are measured with."""
+        """Measures candidates."""
         return EvidenceSource(
             self.model,
             self.task,
@@ -168,7 +168,7 @@ class Given:
         return in_turn or not self.selector.hindsight
 
     def belongings(self) -> dict[str, Any]:
-        """What a state of the loop belongs to."""
+        """Describes what a state of the loop belongs to."""
         return belongings(
             loader=self.loader,
             keep=self.n_b,

@@ -343,7 +343,7 @@ def _kept(keep: Tensor, multiple: float) -> Tensor:
 
 
 def _origin(store: IrreducibleLossStore) -> dict[str, Any]:
-    """What a report says of the store."""
+    """Names the store, for a report."""
     made = {name: store.header.get(name) for name in ("method", "model", "seconds")}
     return {"fingerprint": store.fingerprint, "store": made}
 
