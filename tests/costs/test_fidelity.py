@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -24,8 +20,6 @@ import reducible.costs.fidelity as module
 from reducible.costs.agreement import overlap, rank_correlation
 from reducible.costs.fidelity import Fidelity, ScoringMethod, fidelity
 from reducible.lab.data import TensorSet
-from reducible.lab.report.scoring import cost_table
-from reducible.lab.report.studies import newest_results
 
 N, N_B, K, C = 96, 24, 4, 3
 STORE = rd.IrreducibleLossStore.from_tensor(
@@ -387,63 +381,3 @@ def test_scores_that_are_not_finite_are_named() -> None:
     next(broken.parameters()).data.fill_(math.nan)
     with pytest.raises(rd.SelectionError, match=r"the loss by 'broken' is not finite for 24 of 24"):
         fidelity(_net(), _batches(), STORE, {"broken": broken}, k=K)
-
-
-# -- the script -----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def script() -> ModuleType:
-    path = Path(__file__).parents[2] / "scripts" / "compare_scorings.py"
-    spec = importlib.util.spec_from_file_location("compare_scorings", path)
-    assert spec is not None
-    assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
-
-
-@pytest.mark.parametrize("network", ["lenet", "resnet-18-16"])
-def test_the_table_is_made_of_every_way(
-    network: str, script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tiny = replace(
-        script.DEMO, train_examples=96, holdout_examples=64, n_candidates=24, n_b=4,
-        irreducible_epochs=1,
-    )  # fmt: skip
-    rows = script.compare(
-        network, 0, made=tiny, steps=9, compared=3, repeats=2, compiled=False
-    )  # fmt: skip
-    ways = [row.way for row in rows]
-    for part in ("exact", "bfloat16", "half of", "2 updates", "4 updates", "remembered", "exit"):
-        assert any(part in way for way in ways), part
-    assert sum("mlp-64" in way for way in ways) == sum("exit" in way for way in ways) == 2
-    assert any("14 × 14" in way for way in ways) == (network != "lenet")
-    assert [row.overlap for row in rows if row.way == "exact"] == [1.0]
-    monkeypatch.setattr(script, "RESULTS", tmp_path)
-    script.write(network, [rows, rows], 9, 2)
-    result = newest_results(tmp_path, network)
-    lines = cost_table(result).splitlines()
-    assert [line.split(" | ")[0] for line in lines if line.startswith("| ")][1:] == [
-        f"| {way}" for way in ways
-    ]
-    assert lines[-1].startswith(f"{network} on Fashion-MNIST")
-    assert "9 steps" in lines[-1]
-    assert "over 2 seeds; 2 timings" in lines[-1]
-
-
-def test_a_line_of_the_table_by_hand() -> None:
-    seeds = [
-        [asdict(Fidelity("x", (0.1, 0.2), (0.5, 0.5), (0.1, 0.1)))],
-        [asdict(Fidelity("x", (0.3, 0.4), (0.7, 0.7), (0.3, 0.3)))],
-    ]
-    result = {
-        "network": "lenet", "n_b": 32, "n_candidates": 320, "steps": 9, "repeats": 2,
-        "seeds": seeds, "versions": {"torch": "2.4"},
-        "machine": {"processor": "here", "threads": 1},
-    }  # fmt: skip
-    line = cost_table(result).splitlines()[2]
-    assert line == (
-        "| x | 0.200 (0.100 to 0.300) | 3.00 | 60.0 % (50.0 % to 70.0 %) | 0.250 (0.175 to 0.325) |"
-    )
-    assert "over 1 seed;" in cost_table(result | {"seeds": seeds[:1]})

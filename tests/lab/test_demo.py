@@ -11,8 +11,8 @@ import pytest
 import reducible as rd
 from reducible.lab.demo import DATASET, run_demo
 from reducible.lab.recipes import recipe
-from reducible.lab.recipes.demo import RACE
 from reducible.lab.records import read_json, read_picks, summarise
+from reducible.lab.studies.demo.recipes import RACE
 from reducible.ledger import PHASES
 
 LENGTH = 60  # updates

@@ -14,8 +14,8 @@ from rich.progress import Progress
 from reducible.lab import race
 from reducible.lab.checking import check_folder
 from reducible.lab.race import Stopwatch, difference, run_race, verdict
-from reducible.lab.recipes.demo import RACE
 from reducible.lab.records import read_json, read_picks
+from reducible.lab.studies.demo.recipes import RACE
 from reducible.lab.training import Trainer
 from reducible.schedules import cosine
 

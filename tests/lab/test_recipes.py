@@ -8,7 +8,7 @@ import pytest
 
 import reducible as rd
 from reducible.lab.recipes import RECIPES, matching
-from reducible.lab.recipes.equal_time import (
+from reducible.lab.studies.equal_time.recipes import (
     BUDGETS,
     DATA,
     FINER,
@@ -21,8 +21,8 @@ from reducible.lab.recipes.equal_time import (
     setting,
     steps_within,
 )
-from reducible.lab.recipes.online import ONLINE, VARIANTS, variant
-from reducible.lab.recipes.scoring import PASSES, SCORING, STUDIES, WAYS, ways_of
+from reducible.lab.studies.online.recipes import ONLINE, VARIANTS, variant
+from reducible.lab.studies.scoring.recipes import PASSES, SCORING, STUDIES, WAYS, ways_of
 
 
 def test_names_are_their_own_and_patterns_find_them() -> None:

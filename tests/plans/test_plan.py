@@ -18,7 +18,7 @@ import reducible as rd
 from reducible.files import checkpoints
 from reducible.lab.data import TensorSet, flip_labels
 from reducible.lab.recipe import Recipe
-from reducible.lab.recipes.equal_time import setting
+from reducible.lab.studies.equal_time.recipes import setting
 from reducible.plans.noise import noise_floor_filter, wrong_probability
 from reducible.plans.plan import residual_weights
 from reducible.stores import fingerprint

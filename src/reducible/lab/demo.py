@@ -10,17 +10,16 @@ from rich.progress import Progress
 from reducible.lab.locks import locked
 from reducible.lab.provenance import versions
 from reducible.lab.race import run_race
-from reducible.lab.recipes import recipe
-from reducible.lab.recipes.demo import RACE
 from reducible.lab.records import write_json
 from reducible.lab.report.curves import plot_curves
 from reducible.lab.run import Run, refuse_used_folder
 from reducible.lab.stopping import stopping
+from reducible.lab.studies.demo.recipes import PAPER, RACE
 from reducible.lab.training import with_target
 
 DATASET = "Fashion-MNIST, one label in ten wrong"
 SECONDS, STEPS = "in-seconds", "in-steps"  # sub-folders
-_PAPER = {"uniform": "demo/uniform", "rho": "demo/rho"}
+_PAPER = {"uniform": PAPER["uniform"], "rho": PAPER["RHO-LOSS, clean holdout"]}
 
 
 def run_demo(
@@ -57,8 +56,8 @@ def run_demo(
 
 def _run_paper(out: Path, seed: int, max_steps: int | None, bar: Progress) -> dict[str, Any]:
     runs = {
-        name: Run(recipe(of), out / name, seed=seed, max_steps=max_steps, progress=bar).start()
-        for name, of in _PAPER.items()
+        name: Run(made, out / name, seed=seed, max_steps=max_steps, progress=bar).start()
+        for name, made in _PAPER.items()
     }
     target = runs["uniform"]["final_accuracy"]
     methods = {name: with_target(summary, target) for name, summary in runs.items()}

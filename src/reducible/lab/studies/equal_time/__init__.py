@@ -1,0 +1,1 @@
+"""Equal time: what each rule reaches in the seconds that uniform takes."""

@@ -1,0 +1,1 @@
+"""Irreducible losses per class: ten models beside one shared network."""

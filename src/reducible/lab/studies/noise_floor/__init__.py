@@ -1,0 +1,1 @@
+"""What plans drop of clean and of flipped labels."""

@@ -1,0 +1,1 @@
+"""Variants of choosing by loss, at equal time."""

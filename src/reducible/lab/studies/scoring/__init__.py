@@ -1,0 +1,1 @@
+"""Cheap scoring: what it costs, how faithful it is, what it keeps."""
