@@ -56,6 +56,7 @@ def batches_of(loader: Any) -> Iterator[Any]:
         return iter(loader)
     dataset, collate = loader.dataset, loader.collate_fn
     order = iter(indices)
+    # So that the streams stand where they would after `iter(loader)`.
     torch.empty((), dtype=torch.int64).random_(generator=loader.generator)  # as DataLoader does
     if loader.batch_sampler is None:
         whole = partial(getitem, dataset)
@@ -80,6 +81,7 @@ def never_repeats(loader: Any) -> bool:
     batches = index_batches(loader)
     if type(batches) is not BatchSampler or loader.collate_fn not in _AS_USUAL:
         return False
+    # Exactly these classes: what a subclass yields is not known.
     order = batches.sampler
     if type(order) is RandomSampler:
         return not order.replacement and order.num_samples <= len(order.data_source)
@@ -143,7 +145,7 @@ def whole_batches(loader: Any) -> int:
 def is_rest(loader: DataLoader[Any], position: int) -> bool:
     """Whether the batch at ``position``, from 1, is the rest of a pass that is cut evenly.
 
-    Request of batches with fewer rows than the others. Of rows that stream in nothing is left out
+    Asked of batches with fewer rows than the others. Of rows that stream in nothing is left out
     before they are batched, so that one of these is the last. False for the only batch.
     """
     if isinstance(loader.dataset, IterableDataset):
@@ -215,6 +217,7 @@ def _row_sampler(loader: Any) -> Any:
     order: Any = getattr(loader, "batch_sampler", None)
     if order is None:
         order = getattr(loader, "sampler", None)
+    # Samplers wrap samplers (Accelerate, Lightning): the innermost draws rows.
     while getattr(order, "replacement", False) is not True and hasattr(order, "sampler"):
         order = order.sampler
     return order
@@ -247,6 +250,7 @@ class OrderDigest:
             DataError: the order is not the one that was left.
         """
         self.count += 1
+        # A checksum, not a list: the order of 10^8 rows must fit into a state.
         self.digest = zlib.crc32(_as_bytes(part), self.digest)
         if self.count == self._known and self.digest != self._expected:
             raise self._another(f"{self.count} batches that are not those")
@@ -336,6 +340,7 @@ class Reordered:
         return self._ready.popleft() if self._ready else self._following()
 
     def _following(self) -> Indices:
+        # Drawn and thrown away, because samplers cannot be told to begin in the middle.
         while self.seen.count < self._skip:
             self._list()
         while True:

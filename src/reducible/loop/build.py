@@ -165,6 +165,7 @@ class Given:
             return False
         workers = getattr(self.loader, "num_workers", 0)
         in_turn = not workers and self.scoring.updates_per_scoring == 1
+        # Else drawing ahead changes what is loaded, never what is chosen.
         return in_turn or not self.selector.hindsight
 
     def belongings(self) -> dict[str, Any]:
@@ -237,6 +238,7 @@ def check_data(loader: Any, store: IrreducibleLossStore | None, groups: Tensor |
         return False
     if rows == 0:
         raise DataError("the loader's data set is empty.")
+    # Looked at now, so that wrong ids are told before an hour of training, not after.
     here = known_ids(dataset)
     if here is None:
         return False  # ids come from inside the batches: known only as they are loaded

@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol, final, runtime_checkable
 
+import torch
 from torch import Tensor
+
+from reducible.types import Candidates
 
 
 @final
@@ -43,6 +46,14 @@ class Part:
     drawn_at: int | None = None
     """The step at which the rows were drawn blindly, if the rule learns of them in hindsight."""
 
+    @classmethod
+    def plain(
+        cls, candidates: Candidates, positions: Tensor, device: torch.device, drawn_at: int | None
+    ) -> Part:
+        """Rows at random, at ``positions`` ([K] int64), with weights of 1 on ``device``."""
+        ids = candidates.ids[positions.to(candidates.ids.device)]
+        return cls(positions, ids, torch.ones(len(positions), device=device), {}, {}, drawn_at)
+
     def split(self, k: int) -> list[Part]:
         """Parts of k rows, in order; what the rule says beside the scores goes with every part."""
         size = self.ids.numel()
@@ -56,6 +67,7 @@ class Part:
         parts: list[Part] = []
         for first, last in pairwise(bounds):
             rows = slice(first, last)
+            # Scores go by row; whatever else a rule says is of the whole choice.
             info = {n: v[rows] if n == "score" else v for n, v in self.info.items()}
             parts.append(
                 Part(

@@ -64,6 +64,7 @@ class EpochPlanner:
         self._ids = ids[self._positions]  # [N]
         require_ids(self._ids)
         self._n_b = n_b
+        # Rounded half up, as `keep` is; never more than there are.
         self._k = min(len(self._ids), max(1, int(share * len(self._ids) + 0.5)))
         if self._k < n_b:
             raise ConfigurationError(
@@ -97,12 +98,14 @@ class EpochPlanner:
             evidence = self._measured(epoch, step, total_steps)
             chosen = self._selector.select(evidence, self._k, generator=generator)
             ends = self._selector.ends_at(evidence, chosen)
+            # It has seen all that it ever will, and its evidence is as large as the data.
             if self._selector.horizon == "run":
                 self._selector.observe(evidence, chosen)
                 self._once = Selection(chosen.index, chosen.weight)
             else:
                 self._evidence = evidence
         self._index, self._weights = chosen.index, chosen.weight
+        # A rule chooses a set; an order by score would make batches of a kind.
         if not self._selector.keeps_order:
             order = torch.randperm(self._index.numel(), generator=generator)
             self._index, self._weights = self._index[order], self._weights[order]
@@ -121,6 +124,7 @@ class EpochPlanner:
         They are what was handed out; the others were planned, but nobody trained on them. Does
         nothing if no epoch has begun.
         """
+        # Taken away first, so that a second end changes nothing.
         evidence, self._evidence = self._evidence, None
         if evidence is not None and updates > 0:
             rows = updates * self._n_b

@@ -83,6 +83,7 @@ class EvidenceSource:
         self._scores_with = (scorer or model) if learns is None else learns.model
         self._measurement = self._measured_with(scoring)
         live = learners.irreducible
+        # Eval mode: the irreducible-loss model is judged as it would be on a holdout.
         self._live = None if live is None else Measurement(live.model, EVAL, task=task)
         self._memory = memory
         self._least = least_rows(self._scores_with, scoring)
@@ -140,6 +141,7 @@ class EvidenceSource:
         self, candidates: Candidates, request: Request, moment: Moment, *, watches: bool
     ) -> Evidence:
         """Evidence of all the candidates given; on the ledger unless it is for who watches."""
+        # Only what the rule that trains makes the model do is its cost.
         if watches or request.needs.isdisjoint(RUNS_THE_MODEL):
             return self._measurement.measure(candidates, request)
         if self._memory is not None:
@@ -177,6 +179,7 @@ class EvidenceSource:
     def _counted(self, candidates: Candidates, request: Request) -> Evidence:
         """Evidence of one pass over all the candidates given; forwards and FLOPs on the ledger."""
         size, needs, samples = candidates.ids.numel(), request.needs, request.samples
+        # Counting slows a pass several times, so each kind is counted once.
         kind = (needs, samples)
         flops = self._flops.get(kind)
         if flops is not None:
@@ -187,6 +190,7 @@ class EvidenceSource:
             with FlopCounterMode(display=False) as counter:
                 evidence = eager.measure(candidates, request)
             flops = self._flops[kind] = counter.get_total_flops() / size
+            # The cheapest is a forward without extras, as training makes one.
             self.forward_flops = min(self._flops.values())
         passes = samples if "mc_logits" in needs else 0
         passes += not needs.isdisjoint(ONE_PASS)
@@ -203,8 +207,10 @@ class EvidenceSource:
         scoring, ids = self._scoring, candidates.ids.cpu()
         old = memory.age(ids, step) > scoring.max_age  # [B]
         generator = torch.Generator().manual_seed(request.seed)
+        # At random besides, or a loss remembered wrongly would never be looked at again.
         old |= torch.rand(ids.numel(), generator=generator) < scoring.rescore
         few = self._least - int(old.sum())
+        # Batch statistics of a few rows would give other losses than those of a batch.
         if few > 0:
             young = (~old).nonzero().squeeze(1)
             old[young[torch.randperm(young.numel(), generator=generator)[:few]]] = True
@@ -220,6 +226,7 @@ class EvidenceSource:
 
     def remember(self, ids: Tensor, loss: Tensor, step: int) -> None:
         """Keep losses ([K]) that training saw, if they are what scoring would give."""
+        # A smaller scorer's losses lie on another scale than the trained model's.
         if self._memory is not None and self._scores_with is self.model:
             self._memory.remember(ids, loss, step)
 
@@ -309,6 +316,7 @@ class Supplemented:
         seen = self._seen
         if rows is not None:
             return self._view(needs, rows, samples=samples)
+        # The shadow pays only for what the rule that trains did not look at.
         there = {n for n in EVIDENCE_FIELDS if getattr(seen, n) is not None} | set(seen.context)
         if seen.mc_logits is not None and len(seen.mc_logits) != samples:
             there.discard("mc_logits")

@@ -55,6 +55,7 @@ def last_layer_gradient(error: Tensor, features: Tensor, weight: Tensor | None =
     if weight is not None:
         error = error * weight.unsqueeze(1)
     bias = error.sum(0, keepdim=True).T  # [C, 1]
+    # Without a row by row gradient: the mean over rows is one product.
     return torch.cat([error.T @ features, bias], dim=1) / error.shape[0]
 
 
@@ -167,6 +168,7 @@ class Gate:
 
     def settings(self, candidates: int, k: int) -> list[int]:
         """Rows to try choosing ``k`` from, of a batch of ``candidates``; the largest first."""
+        # A share that leaves k rows has nothing to choose from, unless that is all there is.
         sizes = {max(k, round(share * candidates)) for share in self._shares}
         return sorted((m for m in sizes if m > k or m == candidates), reverse=True)
 
@@ -178,6 +180,7 @@ class Gate:
     def update_took(self, seconds: float, *, plain: bool) -> None:
         """An update was made; with its loading and picking, without any trial."""
         if plain:
+            # The median of the recent ones follows a machine whose speed drifts.
             self._plain = [*self._plain[1 - _RECENT :], seconds]
         self._planned += self.plain_seconds or 0.0
 
@@ -195,6 +198,7 @@ class Gate:
         plain = self.plain_seconds
         if self.state == "closed" or plain is None:
             return None
+        # What the last trial took is the best guess at the next, better than any probe.
         if self._last_trial is not None:
             return "trial" if self._fits(self._last_trial) else None
         if self.per_row is None:
@@ -211,6 +215,7 @@ class Gate:
         """Scoring each of ``rows`` rows took ``per_row`` seconds; finding out took ``seconds``."""
         self.probe_rows, self._last_probe = rows, seconds
         self._probing = self.per_row is None or per_row < 0.75 * self.per_row
+        # The least seen: a pause of the machine makes a probe look dear, never cheap.
         self.per_row = per_row if self.per_row is None else min(per_row, self.per_row)
         self._spent += seconds
 
@@ -241,6 +246,7 @@ class Gate:
         best: tuple[float, int, float, float] | None = None
         for trial in now:
             mean, error, count = self._gain(trial.candidates)
+            # Few trials look certain by chance, so their number counts beside their spread.
             enough = count >= self._least and mean > self._certainty * error
             if enough and (best is None or mean > best[0]):
                 best = mean, trial.candidates, error, trial.cost
@@ -254,6 +260,7 @@ class Gate:
         self._switch("selecting", now[-1].step, why)
 
     def _consider_closing(self, step: int, change: float, its_error: float) -> None:
+        # Harm on held-out rows ends it at once, whatever the gradients promise.
         if change + self._certainty * its_error < 0:
             why = (
                 "held-out labels are less probable than when selection began, by "
@@ -270,6 +277,7 @@ class Gate:
 
     def _gain(self, candidates: int) -> tuple[float, float, int]:
         """Mean and standard error of the last trials' gains with one setting, and their number."""
+        # The last ones, for what chosen rows gain wears off as training goes on.
         gains = [t.gain for t in self.trials if t.candidates == candidates][-2 * self._least :]
         if len(gains) < 2:
             return 0.0, math.inf, len(gains)

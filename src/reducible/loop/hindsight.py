@@ -49,6 +49,7 @@ class Hindsight:
         request = Request(needs, self._source.context(needs, drawn))
         model, task = self._source.model, self._source.task
         layers = "features" in needs
+        # The rows are trained on anyway: their logits are read as that pass makes them.
         captured = CapturedPredictions(model, task, rows.ids.numel(), layers=layers)
 
         def seen() -> Evidence | None:
@@ -60,6 +61,7 @@ class Hindsight:
 
     def tell(self) -> None:
         """Let the rule observe the rows, if their training pass was seen; once."""
+        # Nothing yet is no error here: a state may be taken before the update.
         evidence = None if self._listening is None else self._listening.seen()
         if evidence is not None:
             self._listening, self._told = None, True

@@ -58,6 +58,7 @@ class LabelInspection:
         """
         if not ids.is_cpu:
             return self._stop("the batches are on an accelerator already")
+        # A look-up per id: the sample is small, and soon all of it was seen.
         rows = [row for row, i in enumerate(ids.tolist()) if i in self._expected]
         if rows:
             try:
@@ -183,6 +184,7 @@ class WorkerInspection:
         return [rows for rows in self._given if len(set(rows)) == len(rows)]
 
     def _compare(self, *, at_least: int) -> None:
+        # Sorted, because two workers may shuffle the same rows each its own way.
         seen: set[tuple[int, ...]] = set()
         for rows in self._once():
             if len(rows) < at_least:

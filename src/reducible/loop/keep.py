@@ -104,6 +104,7 @@ def rows_to_keep(keep: float, candidates: int) -> int:
 
 
 def _share(keep: float, candidates: int) -> int:
+    # Half up, since `round` goes to even: 2.5 rows would be 2, and 3.5 rows 4.
     return math.floor(keep * candidates + 0.5)
 
 

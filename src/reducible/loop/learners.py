@@ -57,7 +57,9 @@ class Learners:
         A scorer that learns predictions is stepped by ``finish``, because the model makes them in
         the training pass in between.
         """
+        # Its predictions are of the batch before; the next pass would overwrite them.
         self.finish()
+        # Both learn what the model learns, from the same rows and weights.
         for learner in self._all:
             if learner.distil:
                 captured = CapturedPredictions(self._model, self._task, len(weights))

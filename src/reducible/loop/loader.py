@@ -181,12 +181,14 @@ class SelectingLoader:
         return len(self._passes)
 
     def __iter__(self) -> Iterator[Chosen]:
+        # Asked anew in every pass, for a model may be moved in between.
         device = device_of(self._model)
         generator = torch.Generator()  # on the CPU: the same draws on every device
         self._hindsight.tell()
         self._hindsight.forget()
         if not self._passes.resuming:
             self._parts = Parts()  # of a pass that was broken off
+        # The walk counts from the first choice of its first batch, which may be begun.
         begun = self._parts.handed_out if self._parts else 0  # of the batch walked first
         picking, training = self.ledger.phase("pick"), self.ledger.phase("train")
         for candidates, weights, k in self._passes.walk(self._step - begun, device):
@@ -204,6 +206,7 @@ class SelectingLoader:
                     self._trials.handed_out()
                 with training:  # until the next batch is asked for
                     yield chosen
+                # Now the caller has trained, so what was captured of that pass is there.
                 if self._learners.any:
                     self._learners.finish()
                 if self._hindsight.wanted:
@@ -218,7 +221,8 @@ class SelectingLoader:
         if self._trials is not None:
             candidates, plain = self._trials.decide(candidates, k, moment)
             if plain is not None:
-                return [_plain(candidates, plain, device_of(self._model), self._drawn_at())]
+                return [Part.plain(candidates, plain, device_of(self._model), self._drawn_at())]
+        # A stream per step: no rule's draws depend on how many were drawn before it.
         generator.manual_seed(moment.seed)
         view = self._evidence.view(self._selector, candidates, moment)
         drawn_at = self._drawn_at()
@@ -227,6 +231,7 @@ class SelectingLoader:
             if not self._selector.is_blind(self._step, k * updates, here):
                 drawn_at = None
         choice = self._selector.choose(view, k * updates, generator=generator)
+        # A rule with hindsight observes rows that it drew blindly once they were trained on.
         if drawn_at is None:
             self._selector.observe(choice.evidence, choice.selection)
         selection = choice.selection
@@ -283,6 +288,7 @@ class SelectingLoader:
         The rows are all of the candidates, if they were drawn as one.
         """
         size, rows = candidates.ids.numel(), part.ids.numel()
+        # Then nothing is copied.
         everything = drawn and rows == size
         batch = candidates.batch if everything else gather(candidates.batch, part.positions, size)
         if self._record is not None:
@@ -320,6 +326,7 @@ class SelectingLoader:
         loss = per_example(per_example_loss, ids.numel())
         if loss.is_cpu:
             require_finite_rows("the training loss", loss.detach(), ids.cpu(), "ids")
+        # Seen in training, a loss is as good as scored, and costs nothing.
         self._evidence.remember(ids, loss, max(self._step - 1, 0))  # of the batch handed out
         if self._planner is not None:
             self._planner.remember(ids, loss, self._step)
@@ -356,6 +363,7 @@ class SelectingLoader:
         """
         require_belongs(state, self._belongs_to())
         require_counts(state, "step")
+        # Kept to put back: a state that is refused half-way must leave the loop as it was.
         before = self.state_dict()
         require_keys(state, before, "passes", "measuring", "ledger")
         try:
@@ -389,12 +397,3 @@ class SelectingLoader:
             self._trials.load_state_dict(state["gating"])
         self.ledger.load_state_dict(state["ledger"])
         self.train_flops_per_example = state["train_flops_per_example"]
-
-
-def _plain(
-    candidates: Candidates, positions: Tensor, device: torch.device, drawn_at: int | None
-) -> Part:
-    """Rows at random, without weights."""
-    ids = candidates.ids[positions.to(candidates.ids.device)]
-    weights = torch.ones(positions.numel(), device=device)
-    return Part(positions, ids, weights, {}, {}, drawn_at)

@@ -106,6 +106,7 @@ class CandidatePasses:
         total_steps: int | None = None,
         inspection: Inspection | None = None,
     ) -> None:
+        # First, so that a size that cannot work is told before anything is loaded.
         self._keep = Keep(keep, updates, batch_size_of(loader))
         if planner is None:
             refuse_repeats(loader)
@@ -115,6 +116,7 @@ class CandidatePasses:
         self._planner, self._total_steps = planner, total_steps
         self._inspection = inspection or Inspection()
         self._reader = Reader(loader, looks_back=updates > 1)
+        # An order that cannot be read ahead has its batches loaded whole.
         self._draw = draw if self._reader.reads_ahead else None
         # Seen once, if that says it for every batch; a planner's order is its own.
         self._distinct = (
@@ -171,6 +173,7 @@ class CandidatePasses:
             iterator = self._open(step)
         short: tuple[int, bool] | None = None  # rows of a batch with too few, whether drawn
         while True:
+            # Waiting for workers is loading too, so the clock runs over `next`.
             with loading:
                 try:
                     loaded = next(iterator)
@@ -179,7 +182,9 @@ class CandidatePasses:
                 ids, batch = self._read(loaded)
                 refuse_keys(ids)
                 self._inspection.look(ids, batch)
+                # Counted before the batch is used: a state taken in the loop's body is past it.
                 self._position = self._reader.place(self._position, ids)
+                # Another batch came, so the one with too few rows was not the last.
                 if short is not None:
                     raise self._keep.too_few(*short)
                 size, weights = ids.numel(), None
@@ -196,6 +201,7 @@ class CandidatePasses:
                     drawn = self._drawn.popleft() if self._reader.reads_ahead else self._seen(size)
                     if drawn is None:
                         continue
+                    # Rows that were left undrawn count for a share: it is taken of the whole batch.
                     left, final = drawn
                     k = self._keep.rows(size + left, size)
                     if k is None:
@@ -203,9 +209,11 @@ class CandidatePasses:
                         continue
                     weights = torch.ones(size, device=device) if final else None
                 require_ids(ids, distinct=self._distinct, repeats=self._repeats)
+                # Ids stay on the CPU, where stores are looked up: no copy to wait for.
                 candidates = Candidates(ids, to_device(batch, device))
             some = True
             yield CandidateBatch(candidates, weights, k)
+        # A pass without updates would make an epoch loop spin for ever, in silence.
         if not some:
             raise self._nothing(self._undrawn if short is None else short[0])
         if self._planner is not None:
@@ -255,6 +263,7 @@ class CandidatePasses:
         return self._reader.open(position, self._ids, draw=draw)
 
     def _plan(self, planner: EpochPlanner, step: int) -> None:
+        # Passes have streams of their own, below 0; those from 0 are the steps'.
         generator = torch.Generator().manual_seed(stream_seed(self._seed, -1 - self.epoch))
         with self._ledger.phase("pick"):
             planner.plan(
@@ -317,6 +326,7 @@ class CandidatePasses:
         Args:
             again: load the last batch once more on resuming; not all of it was handed out.
         """
+        # The parts left of the last batch need its rows, which a state does not hold.
         back = again and not self._resuming  # if nothing was loaded since, it was counted
         return {
             "epoch": self.epoch,

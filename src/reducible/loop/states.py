@@ -78,6 +78,7 @@ def require_belongs(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     theirs = state.get("of")
     if not isinstance(theirs, Mapping):
         raise ConfigurationError("the state does not say what it belongs to: 'of' is missing.")
+    # Both ways round, so that a part which only the state knows is told too.
     names = [*own, *(name for name in theirs if name not in own)]
     wrong = [
         f"{name}: {theirs.get(name)!r} in the state, {own.get(name)!r} here"
@@ -123,6 +124,7 @@ def _data(dataset: Any) -> str | None:
     rows = known_length(dataset)
     if rows is None:
         return None
+    # A state is asked for often; hashing a large data set each time is not worth it.
     if rows > _AT_MOST or not has_distinct_ids(dataset):
         return f"n={rows}"
     return fingerprint(ids_of(dataset), labels_of(dataset))

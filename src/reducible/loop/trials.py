@@ -84,9 +84,11 @@ class GateTrials:
 
         Loaders with workers ask for batches ahead of the step that is trained on.
         """
+        # A trial needs all candidates.
         if self._due(size, k) is not None:
             return list(range(size)), False
         if self.gate.state == "selecting":
+            # The order is shuffled already: the first rows are as random as any.
             return list(range(min(self.gate.candidates, size))), False
         return self._at_random(size, k, step).tolist(), True
 
@@ -113,8 +115,10 @@ class GateTrials:
                 self._trial_seconds = self._ledger.now() - began
                 was, change = self.gate.state, _change(self._began, held_out)
                 self.gate.tried(trials, self._trial_seconds, change=change)
+                # What later trials are compared with, to see whether selection harms.
                 if was != self.gate.state == "selecting":
                     self._began = held_out
+        # A trial may have opened the gate: then this batch is chosen from already.
         self._chose = self.gate.state == "selecting"
         if not self._chose:
             return candidates, self._at_random(size, k, moment.step)
@@ -123,6 +127,7 @@ class GateTrials:
 
     def _at_random(self, size: int, k: int, step: int) -> Tensor:
         """[k] int64 positions."""
+        # The same rows whether they are drawn before loading or after.
         generator = torch.Generator().manual_seed(stream_seed(self._seed, step))
         return torch.randperm(size, generator=generator)[:k]
 
@@ -130,6 +135,7 @@ class GateTrials:
         """A batch is about to be trained on: time the cycle since the last one."""
         now = self._ledger.charged
         if self._mark is not None:
+            # The trial is charged to the gate's budget, not to the update that it preceded.
             took = now - self._mark - self._trial_seconds
             tried = self._trial_seconds > 0
             if self._chose and not tried:
@@ -182,6 +188,7 @@ class GateTrials:
             error, features = error_of(here), here.require("features")
             target, probability = progress_direction(held), label_probability(held)
             generator = self._draws(moment.step)
+            # The mean over draws: one draw of few rows says little.
             by_chance = random_progress(error, features, target, k, generator=generator)
         trials: list[Trial] = []
         for m in self._settings(size, k):
@@ -192,6 +199,7 @@ class GateTrials:
             chose = self._ledger.now() - began
             rows, weight = choice.positions, choice.selection.weight
             gradient = last_layer_gradient(error[rows], features[rows], weight)
+            # Before there was such an update: a plain one, and what choosing took just now.
             selected = statistics.median(self._selected) if self._selected else plain + chose
             cost = selected / plain
             trials.append(Trial(moment.step, m, cosine(gradient, target), by_chance, cost))
@@ -199,6 +207,7 @@ class GateTrials:
 
     def _held(self) -> Candidates:
         """The held-out rows, on the model's device; loaded once."""
+        # The same rows each time, so that changes are paired row by row.
         if self._batch is None:
             batch = next(iter(self._held_out), None)
             if batch is None:

@@ -72,6 +72,7 @@ class Pass:
         self._untracked: list[_BatchNorm] = []
 
     def __enter__(self) -> None:
+        # Grows as it is walked over: the whole tree, without a generator per module.
         modules: list[nn.Module | None] = [self._model]
         parameter: Tensor | None = None
         for module in modules:
@@ -89,6 +90,7 @@ class Pass:
         )
         self._accelerator = None if device is _CPU else _Accelerator(device)
         self._others = _others() if self._chance or self._draws_from_python else None
+        # Kept even if nothing should draw: a model may call torch.rand in eval mode.
         self._stream = torch.default_generator.get_state()
         self._cache = torch.is_autocast_cache_enabled()
         self._set_modes(modules)
@@ -104,6 +106,7 @@ class Pass:
         torch.set_autocast_cache_enabled(self._cache)
         for norm in self._untracked:
             norm.track_running_stats = True
+        # Whatever was switched is switched back, so no second list of modes is kept.
         for module in self._switched:
             module.__dict__["training"] = not module.training
         self._untracked.clear()
