@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import reducible as rd
+from reducible.costs.updates import plain_update
 from reducible.lab.models import MODELS
 from reducible.lab.report.tables import percent
 from reducible.lab.splits import make_splits
@@ -77,10 +77,8 @@ def overlap(stores: list[rd.IrreducibleLossStore], seed: int, steps: int) -> flo
                 rule.observe(seen, chosen)
                 picked.append(chosen.index)
             same += int(torch.isin(*picked).sum())
-            x, y = (part[picked[0]] for part in candidates.batch)
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            optimizer.step()
+            rows = tuple(part[picked[0]] for part in candidates.batch)
+            plain_update(model, optimizer, rd.Classification(), rows)
             done += 1
             if done == steps:
                 break
