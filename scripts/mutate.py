@@ -60,7 +60,9 @@ PARTS = {
         ),
         (
             *("tests/loop", "tests/loading", "tests/golden"),
-            *("tests/scoring/test_scoring_options.py", "tests/lab/test_info_records.py"),
+            *("tests/scoring/test_scoring_options.py", "tests/scoring/test_remembered_losses.py"),
+            *("tests/scoring/test_other_scorers.py", "tests/scoring/test_compiled_scoring.py"),
+            "tests/lab/test_info_records.py",
         ),
     ),
     "gate": (

@@ -7,11 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import (
-    DataLoader,
-    Dataset,
-    Subset,
-)
+from torch.utils.data import DataLoader, Dataset, Subset
 
 import reducible as rd
 from reducible.lab.data import TensorSet

@@ -14,16 +14,7 @@ from torch import Tensor, nn
 
 import reducible as rd
 from reducible.scoring.captured import CapturedPredictions
-from scorer_toys import (
-    DATA,
-    N_B,
-    SGD,
-    STORE,
-    C,
-    K,
-    images_of,
-    student_of,
-)
+from scorer_toys import DATA, N_B, SGD, STORE, C, K, images_of, student_of
 
 
 class Rows(nn.Module):
