@@ -1,46 +1,24 @@
-"""Plans by hand: what is dropped and how often the rest is seen; the report; files."""
+"""Plans by hand: what is dropped and how often the rest is seen; the report."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import reducible as rd
-from reducible.files import checkpoints
-from reducible.lab.data import TensorSet, flip_labels
+from plan_toys import FLOOR, LABELS, P, generator_of, plan_of, store_of
 from reducible.lab.recipe import Recipe
 from reducible.lab.studies.equal_time.recipes import setting
 from reducible.plans.noise import noise_floor_filter, wrong_probability
 from reducible.plans.plan import residual_weights
 from reducible.stores import fingerprint
-
-# p(y | x) of six examples of two classes whose floors are 0.1 and 0.01
-P = torch.tensor([0.9, 0.25, 0.15, 0.5, 0.03, 0.015], dtype=torch.float64)
-LABELS = torch.tensor([0, 0, 0, 1, 1, 1])
-FLOOR = torch.tensor([0.1, 0.01], dtype=torch.float64)
-
-
-def _store(p: Tensor = P, **options: Any) -> rd.IrreducibleLossStore:
-    return rd.IrreducibleLossStore.from_tensor(-p.log(), **options)
-
-
-def _plan(p: Tensor = P, labels: Tensor = LABELS, **options: Any) -> rd.Plan:
-    options = {"noise_floor": FLOOR, "multiple": 2.0, "exponent": 0.5} | options
-    return rd.Plan.from_irreducible_loss(_store(p), torch.arange(len(p)), labels, **options)
-
-
-def _generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
 
 # -- by hand --------------------------------------------------------------------------------------
 
@@ -66,7 +44,7 @@ def test_weights_by_hand() -> None:
 
 
 def test_a_plan_by_hand() -> None:
-    plan = _plan()
+    plan = plan_of()
     assert plan.ids.tolist() == [0, 1, 3, 4]
     assert plan.dropped.tolist() == [5, 2]  # the highest irreducible loss first
     raw = torch.tensor([0.12, 0.77, 0.52, 0.99]).double().sqrt()
@@ -74,24 +52,24 @@ def test_a_plan_by_hand() -> None:
     assert plan.weight.dtype == torch.float64
     assert plan.weight.mean().item() == pytest.approx(1.0)
     raw = torch.tensor([0.6, 1.25, 1.0, 1.47]).double()
-    weight = _plan(exponent=1.0, offset=0.5).weight
+    weight = plan_of(exponent=1.0, offset=0.5).weight
     torch.testing.assert_close(weight, raw / raw.mean(), rtol=1e-6, atol=0)
 
 
 def test_order_of_ids_does_not_matter() -> None:
     mixed = torch.tensor([4, 0, 5, 2, 1, 3])
-    store = _store(fingerprint=fingerprint(torch.arange(6), LABELS))
+    store = store_of(fingerprint=fingerprint(torch.arange(6), LABELS))
     same = {"noise_floor": FLOOR, "multiple": 2.0}
     plan = rd.Plan.from_irreducible_loss(store, mixed, LABELS[mixed], **same)
-    ordered = _plan(exponent=0.25)
+    ordered = plan_of(exponent=0.25)
     assert torch.equal(plan.ids, ordered.ids)
     assert torch.equal(plan.weight, ordered.weight)
 
 
 def test_the_floor_is_in_the_header_of_fitted_stores() -> None:
-    store = _store(header={"noise_floor": FLOOR.tolist(), "method": "holdout", "seconds": 2.5})
+    store = store_of(header={"noise_floor": FLOOR.tolist(), "method": "holdout", "seconds": 2.5})
     plan = rd.Plan.from_irreducible_loss(store, torch.arange(6), LABELS, multiple=2.0)
-    assert torch.equal(plan.ids, _plan().ids)
+    assert torch.equal(plan.ids, plan_of().ids)
     assert plan.report["store"] == {"method": "holdout", "model": None, "seconds": 2.5}
     other = rd.Plan.from_irreducible_loss(store, torch.arange(6), LABELS, noise_floor=FLOOR * 0)
     assert len(other.ids) == 6  # what is given counts
@@ -99,7 +77,7 @@ def test_the_floor_is_in_the_header_of_fitted_stores() -> None:
 
 def test_defaults_are_those_of_the_plan_that_the_study_recommends() -> None:
     report = rd.Plan.from_irreducible_loss(
-        _store(), torch.arange(6), LABELS, noise_floor=FLOOR
+        store_of(), torch.arange(6), LABELS, noise_floor=FLOOR
     ).report
     recipes = (setting("mlp", "clean", "noisy", "plan-full"), Recipe(name="a", selector="uniform"))
     for recipe in recipes:
@@ -108,7 +86,7 @@ def test_defaults_are_those_of_the_plan_that_the_study_recommends() -> None:
 
 
 def test_the_report_says_what_was_decided() -> None:
-    report = _plan(exponent=1.0).report
+    report = plan_of(exponent=1.0).report
     assert json.loads(json.dumps(dict(report))) == report
     assert (report["multiple"], report["exponent"], report["offset"]) == (2.0, 1.0, 0.02)
     assert (report["examples"], report["kept"]) == (6, 4)
@@ -131,7 +109,7 @@ def test_the_loss_with_a_noise_floor_by_hand() -> None:
 
 
 def test_its_gradient_is_the_plain_one_times_the_probability_that_the_label_is_right() -> None:
-    g = _generator(3)
+    g = generator_of(3)
     floor = torch.tensor([0.1, 0.05, 0.0], dtype=torch.float64)
     logits = 3.0 * torch.randn(8, 3, generator=g, dtype=torch.float64)
     targets = torch.randint(3, (8,), generator=g)
@@ -159,13 +137,13 @@ def test_the_share_of_wrong_labels_and_the_floor_that_is_left_by_hand() -> None:
     assert wrong.tolist() == pytest.approx([1 / 9, 0.4, 2 / 3, 0.02, 1 / 3, 2 / 3])
     sure = wrong_probability(FLOOR / 2, torch.tensor([0, 1]), FLOOR)
     assert sure.tolist() == [1.0, 1.0]
-    plan = _plan(exponent=0.0)  # keeps 0, 1, 3 and 4
+    plan = plan_of(exponent=0.0)  # keeps 0, 1, 3 and 4
     before, after = float(wrong.mean()), (1 / 9 + 0.4 + 0.02 + 1 / 3) / 4
     assert plan.report["wrong_share"] == pytest.approx(before)
     assert plan.report["wrong_share_kept"] == pytest.approx(after)
     left = after / before
     assert plan.noise_floor.tolist() == pytest.approx([0.1 * left, 0.01 * left])
-    weighted = _plan(exponent=1.0)
+    weighted = plan_of(exponent=1.0)
     kept = wrong[torch.tensor([0, 1, 3, 4])]
     mean = float((weighted.weight * kept).sum() / weighted.weight.sum())
     assert weighted.report["wrong_share_kept"] == pytest.approx(mean)
@@ -174,21 +152,21 @@ def test_the_share_of_wrong_labels_and_the_floor_that_is_left_by_hand() -> None:
 
 
 def test_data_without_noise_has_no_floor() -> None:
-    plan = _plan(noise_floor=torch.zeros(2))
+    plan = plan_of(noise_floor=torch.zeros(2))
     assert plan.report["wrong_share"] == 0.0
     assert plan.noise_floor.tolist() == [0.0, 0.0]
-    unseen = _plan(noise_floor=torch.tensor([0.0, 0.0, 0.25]))  # of a class without a label
+    unseen = plan_of(noise_floor=torch.tensor([0.0, 0.0, 0.25]))  # of a class without a label
     assert unseen.noise_floor.tolist() == [0.0, 0.0, 0.25]
 
 
 def test_floors_that_leave_nothing_are_refused() -> None:
-    lost = _plan(noise_floor=torch.tensor([0.5, 0.5]), multiple=0.0, exponent=0.0)
+    lost = plan_of(noise_floor=torch.tensor([0.5, 0.5]), multiple=0.0, exponent=0.0)
     with pytest.raises(rd.DataError, match="add up to 1: the irreducible-loss model"):
         _ = lost.noise_floor
 
 
 def test_a_plan_that_takes_in_the_holdout() -> None:
-    plan = _plan(exponent=1.0)
+    plan = plan_of(exponent=1.0)
     both = plan.including(torch.tensor([9, 7]))
     assert both.ids.tolist() == [0, 1, 3, 4, 7, 9]
     torch.testing.assert_close(both.weight, torch.cat([plan.weight, torch.ones(2).double()]))
@@ -205,7 +183,7 @@ def test_a_plan_that_takes_in_the_holdout() -> None:
 @pytest.mark.parametrize("of", [list, tuple, np.array, lambda v: np.array(v, dtype=np.int32)])
 def test_ids_and_labels_as_data_sets_have_them(of: Callable[[list[int]], Any]) -> None:
     options: dict[str, Any] = {"noise_floor": FLOOR, "multiple": 2.0}
-    store = _store(fingerprint=fingerprint(torch.arange(6), LABELS))
+    store = store_of(fingerprint=fingerprint(torch.arange(6), LABELS))
     made = rd.Plan.from_irreducible_loss(store, range(6), of(LABELS.tolist()), **options)
     assert made.ids.tolist() == [0, 1, 3, 4]
     column = torch.as_tensor(of(LABELS.tolist())).view(6, 1)
@@ -225,14 +203,14 @@ def test_ids_and_labels_as_data_sets_have_them(of: Callable[[list[int]], Any]) -
 )
 def test_labels_that_are_no_classes(labels: Any, message: str) -> None:
     with pytest.raises(rd.DataError, match=message):
-        rd.Plan.from_irreducible_loss(_store(), range(6), labels, noise_floor=FLOOR)
+        rd.Plan.from_irreducible_loss(store_of(), range(6), labels, noise_floor=FLOOR)
     with pytest.raises(rd.DataError, match=r"such as 'a'\. Hash them once"):
-        rd.Plan.from_irreducible_loss(_store(), list("abcdef"), LABELS, noise_floor=FLOOR)  # pyright: ignore[reportArgumentType]
+        rd.Plan.from_irreducible_loss(store_of(), list("abcdef"), LABELS, noise_floor=FLOOR)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_class_without_examples() -> None:
     labels = torch.tensor([0, 0, 0, 2, 2, 2])
-    report = _plan(labels=labels, noise_floor=torch.tensor([0.1, 0.5, 0.01])).report
+    report = plan_of(labels=labels, noise_floor=torch.tensor([0.1, 0.5, 0.01])).report
     assert report["by_class"][1] == {
         "class": 1, "examples": 0, "kept": 0, "median_probability": None,
     }  # fmt: skip
@@ -257,129 +235,25 @@ def test_a_class_without_examples() -> None:
 )
 def test_settings_that_cannot_work(options: dict[str, Any], message: str) -> None:
     with pytest.raises(rd.ConfigurationError, match=message):
-        _plan(**options)
+        plan_of(**options)
 
 
 def test_data_that_does_not_fit() -> None:
     plan, ids = rd.Plan.from_irreducible_loss, torch.arange(6)
     with pytest.raises(rd.DataError, match=r"6 ids but labels of shape \(5,\)"):
-        plan(_store(), ids, LABELS[:5], noise_floor=FLOOR)
+        plan(store_of(), ids, LABELS[:5], noise_floor=FLOOR)
     with pytest.raises(rd.DataError, match=r"ids 0, 1, 2 occur more than once"):
-        plan(_store(), ids // 2, LABELS, noise_floor=FLOOR)
+        plan(store_of(), ids // 2, LABELS, noise_floor=FLOOR)
     grouped = rd.IrreducibleLossStore.from_tensor(torch.zeros(6, 2))
     with pytest.raises(rd.ConfigurationError, match="one loss per example, not groups"):
         plan(grouped, ids, LABELS, noise_floor=FLOOR)
-    of_others = _store(fingerprint=fingerprint(ids, LABELS.flip(0)))
+    of_others = store_of(fingerprint=fingerprint(ids, LABELS.flip(0)))
     with pytest.raises(rd.StoreError, match="the same ids with other labels"):
         plan(of_others, ids, LABELS, noise_floor=FLOOR)
     with pytest.raises(rd.StoreError, match="1 ids without irreducible loss: 6"):
-        plan(_store(), ids + 1, LABELS, noise_floor=FLOOR)
+        plan(store_of(), ids + 1, LABELS, noise_floor=FLOOR)
     with pytest.raises(rd.DataError, match="irreducible losses below 0, ids 0"):
-        plan(_store(P + torch.tensor([0.2, 0, 0, 0, 0, 0])), ids, LABELS, noise_floor=FLOOR)
-
-
-# -- saving ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("multiple", [0.0, 2.0])  # without and with ids that are dropped
-def test_save_and_load(multiple: float, tmp_path: Path) -> None:
-    plan = _plan(multiple=multiple)
-    plan.save(tmp_path / "plan")
-    again = rd.Plan.load(tmp_path / "plan")
-    for name in ("ids", "weight", "dropped"):
-        kept = getattr(again, name)
-        assert kept.dtype == getattr(plan, name).dtype
-        assert torch.equal(kept, getattr(plan, name))
-    assert again.report == plan.report
-    assert [p.name for p in tmp_path.iterdir()] == ["plan"]
-
-
-def test_files_that_are_no_plans(tmp_path: Path) -> None:
-    path = tmp_path / "plan"
-    _plan().save(path)
-    whole = path.read_bytes()
-    for damaged in (whole[:-9], whole[:20], b""):
-        path.write_bytes(damaged)
-        with pytest.raises(rd.StoreError, match=r"is not as it was written: .* Make the plan"):
-            rd.Plan.load(path)
-    _store().save(path)
-    with pytest.raises(rd.StoreError, match="is not as it was written"):
-        rd.Plan.load(path)
-    save_file({"ids": torch.arange(2)}, path)
-    with pytest.raises(rd.StoreError, match="is not as it was written"):
-        rd.Plan.load(path)
-
-
-def test_no_changed_bit_of_a_plan_is_loaded(tmp_path: Path) -> None:
-    path = tmp_path / "plan"
-    _plan().save(path)
-    whole = path.read_bytes()
-    for bit in range(0, 8 * len(whole), 5):
-        flipped = bytearray(whole)
-        flipped[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(flipped)
-        with pytest.raises(rd.StoreError, match="not as it was written"):
-            rd.Plan.load(path)
-    checkpoints.write(path, {"step": 3})
-    with pytest.raises(rd.StoreError, match="is no saved plan"):
-        rd.Plan.load(path)
-
-
-def _parts(**changes: Any) -> dict[str, Any]:
-    plan = _plan()
-    parts = {"ids": plan.ids, "weight": plan.weight, "dropped": plan.dropped}
-    return {"format": "reducible.plan.2", **parts, "report": dict(plan.report)} | changes
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"report": {"noise_floor": [0.1], "wrong_share": 0.5, "wrong_share_kept": 0.1}},
-        {"weight": torch.full((4,), 1 + 7e-7).double()},
-    ],
-)
-def test_these_are_the_parts_of_a_plan(changes: dict[str, Any], tmp_path: Path) -> None:
-    checkpoints.write(tmp_path / "plan", _parts(**changes))
-    assert rd.Plan.load(tmp_path / "plan").ids.tolist() == [0, 1, 3, 4]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"ids": torch.tensor([0, 1, 4, 3])}, "ids do not ascend"),
-        ({"ids": torch.tensor([0, 1, 1, 4])}, "ids do not ascend"),
-        ({"ids": torch.tensor([-1, 1, 3, 4])}, "ids do not ascend"),
-        ({"ids": torch.tensor([0, 1, 3, 4], dtype=torch.int32)}, "ids is no vector of torch.int64"),
-        ({"ids": torch.tensor([[0, 1, 3, 4]])}, "ids is no vector"),
-        ({"ids": torch.tensor([1, 3, 4])}, "not every id has a weight"),
-        ({"ids": torch.empty(0).long(), "weight": torch.empty(0).double()}, "do not ascend"),
-        ({"weight": torch.ones(4)}, "weight is no vector of torch.float64"),
-        ({"weight": [1.0] * 4}, "weight is no vector"),
-        ({"weight": torch.tensor([0.0, 2, 1, 1]).double()}, "not every id has a weight above 0"),
-        ({"weight": torch.tensor([math.nan, 2, 1, 1]).double()}, "not every id has a weight"),
-        ({"weight": torch.tensor([math.inf, 2, 1, 1]).double()}, "not every id has a weight"),
-        ({"weight": torch.full((4,), 1.25).double()}, "the mean weight is 1.25, not 1"),
-        ({"weight": torch.full((4,), 0.75).double()}, "the mean weight is 0.75, not 1"),
-        ({"weight": torch.full((4,), 1 + 2e-6).double()}, "the mean weight is 1.0000"),
-        ({"dropped": torch.tensor([3])}, "an id is both kept and dropped"),
-        ({"dropped": torch.tensor([2.0])}, "dropped is no vector of torch.int64"),
-        ({"report": {"noise_floor": [0.1]}}, "its report lacks what was decided"),
-        ({"report": {"noise_floor": [0.1], "wrong_share": 0.5}}, "its report lacks what was"),
-        ({"report": [1]}, "its report lacks what was decided"),
-    ],
-)
-def test_a_sound_file_with_other_contents_is_no_plan(
-    changes: dict[str, Any], message: str, tmp_path: Path
-) -> None:
-    checkpoints.write(tmp_path / "plan", _parts(**changes))
-    with pytest.raises(rd.StoreError, match=f"holds no plan: .*{message}.* Make the plan again"):
-        rd.Plan.load(tmp_path / "plan")
-    without = _parts()
-    del without[next(iter(changes))]
-    checkpoints.write(tmp_path / "less", without)
-    with pytest.raises(rd.StoreError, match=f"holds no plan: no {next(iter(changes))}"):
-        rd.Plan.load(tmp_path / "less")
+        plan(store_of(P + torch.tensor([0.2, 0, 0, 0, 0, 0])), ids, LABELS, noise_floor=FLOOR)
 
 
 def test_a_plan_that_keeps_little_says_so() -> None:
@@ -400,87 +274,16 @@ def test_the_report_names_the_twenty_that_are_dropped_first() -> None:
     p = torch.linspace(0.01, 0.9, 60, dtype=torch.float64)
     floor = torch.tensor([0.5], dtype=torch.float64)
     labels = torch.zeros(60, dtype=torch.int64)
-    plan = _plan(p=p, labels=labels, noise_floor=floor, multiple=1.0)
+    plan = plan_of(p=p, labels=labels, noise_floor=floor, multiple=1.0)
     assert plan.dropped.tolist() == list(range(33))
     assert plan.report["highest_irreducible_loss"] == list(range(20))
     assert plan.report["drop_below"] == [0.5]
-    assert _plan(p=p, labels=labels, noise_floor=floor, multiple=0.5).report["drop_below"] == [0.25]
+    assert plan_of(p=p, labels=labels, noise_floor=floor, multiple=0.5).report["drop_below"] == [
+        0.25
+    ]
 
 
 def test_a_floor_for_a_class_more_than_there_are() -> None:
-    plan = _plan(noise_floor=torch.tensor([0.1, 0.01, 0.3]))
-    assert plan.ids.tolist() == _plan().ids.tolist()
+    plan = plan_of(noise_floor=torch.tensor([0.1, 0.01, 0.3]))
+    assert plan.ids.tolist() == plan_of().ids.tolist()
     assert plan.report["noise_floor"] == pytest.approx([0.1, 0.01, 0.3])
-
-
-# -- classes of any share -------------------------------------------------------------------------
-
-
-def _fitted(prior: list[float], flips: float = 0.0) -> tuple[rd.IrreducibleLossStore, Any, Tensor]:
-    """A store of overlapping classes, fitted by default; the train set, and which are wrong."""
-    g = _generator(5)
-    truth = torch.multinomial(torch.tensor(prior), 6000, replacement=True, generator=g)
-    x = torch.randn(6000, 4, generator=g)
-    x[torch.arange(6000), truth] += 3.0
-    labels = flip_labels(truth, flips, num_classes=len(prior), generator=g)
-    data = TensorSet(x, labels.targets)
-    holdout, train = data.subset(torch.arange(2000)), data.subset(torch.arange(2000, 6000))
-
-    def model() -> nn.Module:
-        return nn.Linear(4, len(prior))
-
-    store = rd.fit_irreducible_loss(
-        model, holdout, train, epochs=3, progress=False,
-        make_optimizer=lambda parameters: torch.optim.Adam(parameters, 0.03),
-    )  # fmt: skip
-    return store, train, labels.corrupted[2000:]
-
-
-@pytest.mark.parametrize("prior", [[0.9, 0.1], [0.5, 0.5], [0.6, 0.15, 0.15, 0.1]])
-def test_clean_data_lose_a_hundredth_of_a_class_at_most(prior: list[float]) -> None:
-    store, train, _ = _fitted(prior)
-    plan = rd.Plan.from_irreducible_loss(store, train.ids, train.targets)
-    for row in plan.report["by_class"]:
-        assert row["examples"] - row["kept"] <= 0.01 * row["examples"]
-    assert float(plan.noise_floor.sum()) < 0.1  # for the loss, which is about the plain one
-    assert plan.report["wrong_share"] < 0.1
-
-
-@pytest.mark.parametrize("prior", [[0.9, 0.1], [0.6, 0.15, 0.15, 0.1]])
-def test_flips_are_found_beside_a_class_of_most_rows(prior: list[float]) -> None:
-    store, train, wrong = _fitted(prior, flips=0.2)
-    plan = rd.Plan.from_irreducible_loss(store, train.ids, train.targets)
-    dropped = torch.isin(train.ids, plan.dropped)
-    learned = torch.tensor(store.header["noise_floor"])
-    by_median = rd.Plan.from_irreducible_loss(
-        store, train.ids, train.targets, noise_floor=learned
-    ).dropped
-    assert int((dropped & wrong).sum()) >= int(wrong[torch.isin(train.ids, by_median)].sum())
-    assert int((dropped & ~wrong).sum()) <= 0.1 * int((~wrong).sum())
-    below = torch.tensor(plan.report["drop_below"], dtype=torch.float64)
-    p = store.lookup(train.ids).double().neg().exp()
-    assert torch.equal(dropped, p < below[train.targets])
-    assert float(plan.noise_floor.sum()) < 1.0
-
-
-def test_medians_alone_are_no_floor_for_a_class_of_most_rows() -> None:
-    store = _store(header={"noise_floor": FLOOR.tolist()})
-    labels = torch.tensor([0, 0, 0, 0, 1, 1])
-    with pytest.warns(
-        UserWarning, match=r"class 0 has 4 of 6 labels.* Fit the irreducible losse"
-    ) as w:
-        rd.Plan.from_irreducible_loss(store, range(6), labels)
-    assert w[0].filename == __file__
-    half = rd.Plan.from_irreducible_loss(store, range(6), LABELS)  # three of six: no warning
-    assert half.report["drop_below"] == FLOOR.tolist()
-
-
-def test_what_fitting_learned_is_what_labels_are_dropped_below() -> None:
-    learned = {"floor": [0.2, 0.02], "cut": [0.6, 0.4], "share": [0.5, 1.0]}
-    store = _store(header={"noise_floor": [0.9, 0.9], "learned_noise": learned})
-    plan = rd.Plan.from_irreducible_loss(store, range(6), LABELS)
-    assert plan.report["noise_floor"] == [0.2, 0.02]
-    # one of three of class 0 may go: up to its second; all of class 1 that lies below 0.4
-    assert plan.report["drop_below"] == pytest.approx([0.25, 0.4])
-    assert plan.ids.tolist() == [0, 1, 3]
-    assert plan.dropped.tolist() == [5, 4, 2]
