@@ -70,7 +70,9 @@ PARTS = {
         (
             "tests/loop/test_gate.py",
             "tests/loop/test_gate_decisions.py",
+            "tests/loop/test_gate_in_a_loop.py",
             "tests/loop/test_trials.py",
+            "tests/loop/test_trials_seconds.py",
         ),
     ),
     "plans": (("plans/*.py",), ("tests/plans",)),
@@ -78,6 +80,7 @@ PARTS = {
         ("files/seals.py", "lab/logs.py", "lab/arrow_logs.py", "files/checkpoints.py"),
         (
             "tests/lab/test_records.py",
+            "tests/lab/test_records_metrics.py",
             "tests/lab/test_info_records.py",
             "tests/files/test_checkpoints.py",
         ),

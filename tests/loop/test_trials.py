@@ -1,128 +1,17 @@
-"""What the gate is told: every probe, trial and second, on a clock that scripted work moves."""
+"""What the gate is told: every probe and trial, on a clock that scripted work moves."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-import reducible as rd
-from reducible.loop.evidence import Moment
 from reducible.loop.gate import Gate, Trial
 from reducible.loop.seeds import stream_seed
-from reducible.loop.trials import GateTrials
-from reducible.selectors import Choice
-
-B, K, D, C, SEED = 16, 4, 3, 2, 9
-
-
-class Model(nn.Module):
-    """A linear model that takes a second of scoring for a row; its first pass takes 100 more.
-
-    What is normalised by the running statistics is not changed by more than 1e-5 of it.
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm1d(D)
-        self.linear = nn.Linear(D, C)
-        self._clock, self._cold = clock, 100.0
-        self.seen: list[int] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self._clock.now += x.shape[0] + self._cold
-        self._cold = 0.0
-        self.seen.append(x.shape[0])
-        return self.linear(self.norm(x))
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class LastRows:
-    """A selector that takes the last k rows, weighted 1, 2, 3 …, in ``seconds`` for a row."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self.seconds = 0.5
-        self.calls: list[tuple[int, int, int]] = []
-
-    def choose(self, look: Any, k: int, *, generator: torch.Generator) -> Choice:
-        candidates = look()
-        m = candidates.ids.numel()
-        self.calls.append((m, k, generator.initial_seed()))
-        self._clock.now += m * self.seconds
-        weight = torch.arange(1.0, k + 1)
-        selection = rd.Selection(index=torch.arange(m - k, m), weight=weight)
-        return Choice(rd.Evidence(ids=candidates.ids), selection)
-
-
-class Source:
-    """Gives the candidates themselves to look at, and remembers what for."""
-
-    def __init__(self) -> None:
-        self.asked: list[Moment] = []
-
-    def view(self, selector: Any, candidates: rd.Candidates, moment: Moment) -> Any:
-        self.asked.append(moment)
-        return lambda: candidates
-
-
-def _moment(step: int) -> Moment:
-    return Moment(epoch=3, step=step, seed=stream_seed(SEED, step))
-
-
-class Bench:
-    """The trials of a gate with all that they look at."""
-
-    def __init__(self, *, held_out: Any = None, rows: int = B, task: Any = None, **gate: Any):
-        self.clock = Clock()
-        torch.manual_seed(0)
-        self.model, self.selector = Model(self.clock), LastRows(self.clock)
-        self.source, self.ledger = Source(), rd.Ledger(clock=self.clock)
-        g = torch.Generator().manual_seed(1)
-        x, y = torch.randn(rows, D, generator=g), torch.randint(C, (rows,), generator=g)
-        self.candidates = rd.Candidates(torch.arange(rows), (x, y))
-        self.held = torch.randn(5, D, generator=g), torch.randint(C, (5,), generator=g)
-        self.gate = Gate(**{"budget": 1.0, "trials": 2, "settings": (1.0, 0.5), **gate})
-        self.trials = GateTrials(
-            self.gate,
-            self.model,
-            cast(Any, self.selector),
-            cast(Any, self.source),
-            task or rd.Classification(features="linear"),
-            [self.held] if held_out is None else held_out,
-            self.ledger,
-            seed=SEED,
-        )
-
-    def let_through(self, step: int, k: int = K) -> rd.Candidates | None:
-        """The candidates that the selector chooses from; None if the update is plain."""
-        candidates, plain = self.trials.decide(self.candidates, k, _moment(step))
-        return candidates if plain is None else None
-
-    @contextmanager
-    def update(self, seconds: float) -> Iterator[None]:
-        """What the loop does around a batch that is handed out."""
-        yield
-        self.trials.handed_out()
-        with self.ledger.phase("train"):
-            self.clock.now += seconds
-
-    def select(self, rows: int = B) -> None:
-        """Open the gate by hand."""
-        self.gate.state, self.gate.candidates = "selecting", rows
-        self.gate.events.append({"step": -1})
+from trial_toys import SEED, B, Bench, C, D, K, due_for_a_trial, moment_of
 
 
 def at_random(size: int, k: int, step: int) -> list[int]:
@@ -137,7 +26,7 @@ def test_while_it_watches_the_rows_trained_on_are_loaded_alone() -> None:
     bench = Bench()
     for step in (0, 1, 7):
         assert bench.trials.draw(step, B, K) == (at_random(B, K, step), True)
-        _, plain = bench.trials.decide(bench.candidates, K, _moment(step))
+        _, plain = bench.trials.decide(bench.candidates, K, moment_of(step))
         assert plain is not None
         assert plain.tolist() == at_random(B, K, step)
     assert bench.model.seen == []
@@ -172,7 +61,7 @@ def test_a_first_probe_scores_a_quarter_of_what_is_chosen(k: int, first: int) ->
     assert bench.gate.probe_rows == first
     assert bench.model.seen == [first, first]
     assert bench.selector.calls == [(first, first, stream_seed(SEED ^ 0x6A7E, 2))] * 2
-    assert bench.source.asked == [_moment(2)]
+    assert bench.source.asked == [moment_of(2)]
 
 
 @pytest.mark.parametrize(("seconds", "per_row"), [(0.5, 1.0), (3.0, 3.0)])
@@ -199,14 +88,6 @@ def test_the_next_probe_scores_twice_the_rows() -> None:
 
 
 # -- trials ---------------------------------------------------------------------------------------
-
-
-def due_for_a_trial(**options: Any) -> Bench:
-    bench = Bench(**options)
-    for _ in range(32):
-        bench.gate.update_took(1000.0, plain=True)
-    bench.gate.probed(1, per_row=1.0, seconds=0.0)
-    return bench
 
 
 def expected(bench: Bench, m: int, step: int) -> tuple[float, float]:
@@ -246,7 +127,7 @@ def test_a_trial_compares_every_setting_with_random_rows() -> None:
         assert trial.random == pytest.approx(chance, abs=1e-4)
         assert trial.cost == (1000 + 0.5 * m) / 1000  # a plain update, and the choice
     assert [call[:2] for call in bench.selector.calls] == [(B, K), (B // 2, K)]
-    assert bench.source.asked == [_moment(5)] * 2
+    assert bench.source.asked == [moment_of(5)] * 2
     assert bench.model.seen == [B, 5]  # the candidates and the held-out rows once
     assert bench.ledger.seconds["score"] == B + 5 + 100
     assert bench.gate.report()["seconds_of_trials"] == B + 5 + 100 + 0.5 * (B + B // 2)
@@ -328,143 +209,3 @@ def test_one_held_out_row_has_no_standard_error(before: list[float], error: floa
     bench.let_through(1)
     right = float(bench.model.linear.bias.detach().softmax(0)[0])
     assert told == [(pytest.approx(right - sum(before) / len(before)), pytest.approx(error))]
-
-
-# -- held-out rows --------------------------------------------------------------------------------
-
-
-def test_of_a_large_held_out_batch_512_rows_serve_and_are_loaded_once() -> None:
-    loads: list[int] = []
-
-    class Held:
-        def __iter__(self) -> Iterator[rd.Candidates]:
-            loads.append(1)
-            x = torch.arange(600.0)[:, None].expand(600, D)
-            yield rd.Candidates(torch.arange(600), (x, torch.zeros(600, dtype=torch.int64)))
-
-    bench = due_for_a_trial(held_out=Held())
-    bench.let_through(0)
-    bench.let_through(1)
-    assert bench.model.seen == [B, 512, B, 512]
-    assert loads == [1]
-    assert torch.equal(bench.trials._held().batch[0][:, 0], torch.arange(512.0))
-
-
-@pytest.mark.parametrize(
-    ("held_out", "error", "message"),
-    [
-        (0, rd.ConfigurationError, "pass held_out=.*got int"),
-        ([], rd.DataError, "held-out examples is empty"),
-    ],
-)
-def test_held_out_examples_that_are_none(held_out: Any, error: type, message: str) -> None:
-    with pytest.raises(error, match=message):
-        due_for_a_trial(held_out=held_out).let_through(0)
-
-
-def test_without_held_out_examples_there_is_no_gate() -> None:
-    bench = Bench()
-    made = bench.trials
-    with pytest.raises(rd.ConfigurationError, match=r"pass held_out=.*got NoneType"):
-        GateTrials(
-            Gate(), made._model, made._selector, made._source, made._task, None, made._ledger,
-            seed=0,
-        )  # fmt: skip
-
-
-def test_held_out_examples_without_labels_say_nothing() -> None:
-    bench = due_for_a_trial(task=SimpleNamespace(targets=lambda batch: None))
-    with pytest.raises(rd.DataError, match="no targets, so there is no progress"):
-        bench.trials._held()
-
-
-# -- seconds --------------------------------------------------------------------------------------
-
-
-def told(bench: Bench) -> list[tuple[float, bool]]:
-    """What the gate will be told of updates from now on."""
-    updates: list[tuple[float, bool]] = []
-    inner = bench.gate.update_took
-
-    def update_took(seconds: float, *, plain: bool) -> None:
-        updates.append((seconds, plain))
-        inner(seconds, plain=plain)
-
-    bench.gate.update_took = update_took  # type: ignore[method-assign]
-    return updates
-
-
-def test_an_update_lasts_from_one_handing_out_to_the_next() -> None:
-    bench = Bench(budget=0.001)
-    updates = told(bench)
-    for step, seconds in enumerate((5.0, 7.0, 11.0)):
-        with bench.update(seconds):
-            bench.let_through(step)
-    assert updates == [(5.0, True), (7.0, True)]  # the first batch has none before it
-    with bench.ledger.phase("evaluate"):
-        bench.clock.now += 100.0  # nobody is trained by it
-    bench.trials.handed_out()
-    assert updates[2:] == [(11.0, True)]
-    bench.trials.handed_out()
-    assert updates[3:] == [(0.0, True)]
-    assert bench.trials.state_dict()["selected"] == []
-
-
-def test_a_trial_of_less_than_a_second_is_one_too() -> None:
-    bench = Bench()
-    updates = told(bench)
-    bench.trials.handed_out()
-    bench.trials._trial_seconds = 0.5
-    bench.trials._chose = True
-    with bench.ledger.phase("score"):
-        bench.clock.now += 2.0
-    bench.trials.handed_out()
-    assert updates == [(1.5, False)]
-    assert bench.trials.state_dict()["selected"] == []
-
-
-def test_an_update_with_a_trial_is_told_without_it_and_is_no_example_of_a_plain_one() -> None:
-    bench = due_for_a_trial()
-    updates = told(bench)
-    with bench.update(1000.0):
-        pass
-    with bench.update(1000.0):
-        bench.let_through(0)
-    assert len(bench.gate.trials) == 2
-    seconds = 1000.0 - 12.0  # the selector's own 12 are on no phase of this ledger
-    assert updates == [(seconds, False)]
-    with bench.update(1.0):
-        pass
-    assert updates[1:] == [(1000.0, True)]
-
-
-def test_updates_with_selection_are_kept_apart_the_last_thirty_two_of_them() -> None:
-    bench = Bench()
-    bench.select()
-    updates = told(bench)
-    for step in range(41):
-        with bench.update(float(step)):
-            assert bench.let_through(step) is not None
-    assert updates == [(float(step), False) for step in range(40)]
-    assert bench.trials.state_dict()["selected"] == [float(step) for step in range(8, 40)]
-
-
-def test_all_that_it_knows_is_saved() -> None:
-    bench = due_for_a_trial()
-    bench.select()
-    for step in range(3):
-        with bench.update(10.0 * step):
-            bench.let_through(step)
-    bench.trials._trial_seconds = 2.5
-    bench.trials._began = torch.tensor([0.5, 0.25])
-    bench.trials._selected = [3.0, 4.0]
-    saved = bench.trials.state_dict()
-    other = Bench()
-    assert other.trials.state_dict()["trial_seconds"] == 0.0
-    other.trials.load_state_dict(saved)
-    loaded = other.trials.state_dict()
-    assert loaded == saved
-    assert (saved["trial_seconds"], saved["mark"]) == (2.5, bench.trials._mark)
-    assert saved["selected"] is not bench.trials._selected
-    assert loaded["selected"] is not saved["selected"]
-    assert loaded["gate"]["state"] == "selecting"

@@ -11,44 +11,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    Dataset,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    Sampler,
-    SequentialSampler,
-    WeightedRandomSampler,
-    default_collate,
-)
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 import reducible as rd
+from varying_toys import DATA, Examples, N, Opaque, batches_of, ids_of
 
-N = 512
-X = torch.randn(N, 4, generator=torch.Generator().manual_seed(0))
-Y = torch.randint(3, (N,), generator=torch.Generator().manual_seed(1))
-STORE = rd.IrreducibleLossStore.from_tensor(torch.rand(N, generator=torch.Generator()))
 RULES = ["uniform", "rho", "scheduled"]
 KINDS = ["sampler", "list", "opaque", "stream"]
-
-
-class Examples(Dataset[tuple[Tensor, Tensor]]):
-    def __len__(self) -> int:
-        return N
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return X[index], Y[index]
-
-
-DATA = rd.WithIds(Examples())
-
-
-class Opaque(DataLoader[Any]):
-    """A subclass may do anything, so its order is not read ahead."""
 
 
 class Stream(IterableDataset[rd.Candidates]):
@@ -78,23 +48,6 @@ def _loader(sizes: list[int], kind: str = "sampler", **options: Any) -> Any:
     return make(DATA, batch_sampler=rows, **options)
 
 
-def _batches(loader: Any, rule: str = "uniform", keep: float = 0.5, **options: Any) -> Any:
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        model = nn.Linear(4, 3)
-    if rule == "scheduled":
-        scheduled: Any = rd.Scheduled(rd.selector("train_loss"), every=2)
-        return rd.SelectingLoader(loader, model, scheduled, keep=keep, **options)
-    selector = rd.selector(rule)
-    if "irreducible_loss" in selector.needs:
-        options.setdefault("store", STORE)
-    return rd.SelectingLoader(loader, model, selector, keep=keep, **options)
-
-
-def _ids(batches: Any) -> list[list[int]]:
-    return [chosen.ids.tolist() for chosen in batches]
-
-
 def _share(keep: float, size: int) -> int:
     return max(1, math.floor(keep * size + 0.5))
 
@@ -106,8 +59,8 @@ def _share(keep: float, size: int) -> int:
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("sizes", [[64] + 14 * [32], 14 * [32] + [64], [5, 40, 1, 40, 7]])
 def test_a_share_is_one_of_each_batch(rule: str, sizes: list[int], kind: str) -> None:
-    batches = _batches(_loader(sizes, kind), rule, 0.25)
-    chosen = _ids(batches)
+    batches = batches_of(_loader(sizes, kind), rule, 0.25)
+    chosen = ids_of(batches)
     assert [len(ids) for ids in chosen] == [_share(0.25, size) for size in sizes]
     for ids, rows in zip(chosen, _cut(sizes), strict=True):
         assert set(ids) <= set(rows)
@@ -119,8 +72,8 @@ def test_a_share_is_one_of_each_batch(rule: str, sizes: list[int], kind: str) ->
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rule", RULES)
 def test_a_number_of_rows_is_had_from_every_batch_but_a_last_one(rule: str, kind: str) -> None:
-    batches = _batches(_loader([20, 9, 30, 8, 7], kind), rule, 8)
-    assert [len(ids) for ids in _ids(batches)] == [8] * 4
+    batches = batches_of(_loader([20, 9, 30, 8, 7], kind), rule, 8)
+    assert [len(ids) for ids in ids_of(batches)] == [8] * 4
     if kind != "stream":
         assert len(batches) == 4
 
@@ -128,7 +81,7 @@ def test_a_number_of_rows_is_had_from_every_batch_but_a_last_one(rule: str, kind
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rule", RULES)
 def test_a_batch_with_fewer_rows_in_the_middle_is_refused(rule: str, kind: str) -> None:
-    batches = _batches(_loader([20, 7, 20], kind), rule, 8)
+    batches = batches_of(_loader([20, 7, 20], kind), rule, 8)
     walk = iter(batches)
     assert len(next(walk).ids) == 8
     message = r"keep=8 rows, but the candidate batch has 7\..*keep as a share.*Only the last"
@@ -140,13 +93,13 @@ def test_a_batch_with_fewer_rows_in_the_middle_is_refused(rule: str, kind: str) 
 @pytest.mark.parametrize("rule", RULES)
 def test_workers_see_the_same(rule: str, kind: str) -> None:
     sizes = [20, 9, 31, 8, 3]
-    workers = _batches(_loader(sizes, kind, num_workers=2), rule, 0.3)
-    assert _ids(workers) == _ids(_batches(_loader(sizes, kind), rule, 0.3))
-    last = _batches(_loader(sizes, kind, num_workers=2), rule, 8)
-    assert [len(ids) for ids in _ids(last)] == [8] * 4
-    middle = _batches(_loader([20, 3, 20, 20], kind, num_workers=2), rule, 8)
+    workers = batches_of(_loader(sizes, kind, num_workers=2), rule, 0.3)
+    assert ids_of(workers) == ids_of(batches_of(_loader(sizes, kind), rule, 0.3))
+    last = batches_of(_loader(sizes, kind, num_workers=2), rule, 8)
+    assert [len(ids) for ids in ids_of(last)] == [8] * 4
+    middle = batches_of(_loader([20, 3, 20, 20], kind, num_workers=2), rule, 8)
     with pytest.raises(rd.DataError, match="the candidate batch has 3"):
-        _ids(middle)
+        ids_of(middle)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -154,31 +107,31 @@ def test_workers_see_the_same(rule: str, kind: str) -> None:
 def test_several_updates_of_each_batch(rule: str, kind: str) -> None:
     scoring = rd.Scoring(updates_per_scoring=3)
     sizes = [20, 3, 7, 30]
-    batches = _batches(_loader(sizes, kind), rule, 0.3, scoring=scoring)
+    batches = batches_of(_loader(sizes, kind), rule, 0.3, scoring=scoring)
     rows = [k for k in (6, 1, 2, 9) for _ in range(3)]
-    assert [len(ids) for ids in _ids(batches)] == rows
-    batches = _batches(_loader([20, 12, 11], kind), rule, 4, scoring=scoring)
-    assert [len(ids) for ids in _ids(batches)] == [4] * 6
-    batches = _batches(_loader([20, 11, 12], kind), rule, 4, scoring=scoring)
+    assert [len(ids) for ids in ids_of(batches)] == rows
+    batches = batches_of(_loader([20, 12, 11], kind), rule, 4, scoring=scoring)
+    assert [len(ids) for ids in ids_of(batches)] == [4] * 6
+    batches = batches_of(_loader([20, 11, 12], kind), rule, 4, scoring=scoring)
     message = "updates_per_scoring=3 of 4 rows each from 11 candidates.*Only the last"
     with pytest.raises(rd.DataError, match=message):
-        _ids(batches)
+        ids_of(batches)
 
 
 def test_rounding_up_does_not_ask_for_more_rows_than_there_are() -> None:
     scoring = rd.Scoring(updates_per_scoring=4)
-    batches = _batches(_loader([7, 6, 4]), "rho", 0.25, scoring=scoring)  # 1.75 is 2, 4 · 2 > 7
-    assert [len(ids) for ids in _ids(batches)] == [1] * 12
-    batches = _batches(_loader([8, 3, 8]), "rho", 0.25, scoring=scoring)
+    batches = batches_of(_loader([7, 6, 4]), "rho", 0.25, scoring=scoring)  # 1.75 is 2, 4 · 2 > 7
+    assert [len(ids) for ids in ids_of(batches)] == [1] * 12
+    batches = batches_of(_loader([8, 3, 8]), "rho", 0.25, scoring=scoring)
     with pytest.raises(rd.DataError, match=r"at least a row for each update.*batch has 3"):
-        _ids(batches)
+        ids_of(batches)
     with pytest.raises(rd.ConfigurationError, match=r"updates_per_scoring=4 of a share of 0.3"):
-        _batches(_loader([8, 8]), "rho", 0.3, scoring=scoring)
+        batches_of(_loader([8, 8]), "rho", 0.3, scoring=scoring)
 
 
 def test_shadows_choose_as_many_of_each_batch() -> None:
     shadows = {"loss": rd.selector("train_loss")}
-    batches = _batches(_loader([20, 4, 10]), "rho", 0.5, shadows=shadows)
+    batches = batches_of(_loader([20, 4, 10]), "rho", 0.5, shadows=shadows)
     assert [len(chosen.shadows["loss"]) for chosen in batches] == [10, 2, 5]
 
 
@@ -188,8 +141,8 @@ def test_a_gate_lets_through_a_share_of_each_batch() -> None:
     rows = _cut(sizes[:5]) * 3
     for make in (DataLoader, Opaque):
         loader = make(DATA, batch_sampler=rows)
-        batches = _batches(loader, "rho", 0.25, gate="auto", held_out=held_out)
-        assert [len(ids) for ids in _ids(batches)] == [_share(0.25, size) for size in sizes]
+        batches = batches_of(loader, "rho", 0.25, gate="auto", held_out=held_out)
+        assert [len(ids) for ids in ids_of(batches)] == [_share(0.25, size) for size in sizes]
 
 
 def test_a_gate_that_selects_from_fewer_keeps_the_share_of_all() -> None:
@@ -197,8 +150,8 @@ def test_a_gate_that_selects_from_fewer_keeps_the_share_of_all() -> None:
     gate = rd.Gate()
     gate.state, gate.candidates = "selecting", 16
     loader = _loader([40, 20, 32])
-    batches = _batches(loader, "rho", 0.25, gate=gate, held_out=held_out)
-    chosen = _ids(batches)
+    batches = batches_of(loader, "rho", 0.25, gate=gate, held_out=held_out)
+    chosen = ids_of(batches)
     assert [len(ids) for ids in chosen] == [10, 5, 8]
     firsts = [rows[:16] for rows in _cut([40, 20, 32])]
     assert all(set(ids) <= set(rows) for ids, rows in zip(chosen, firsts, strict=True))
@@ -213,9 +166,9 @@ def test_a_gate_that_selects_from_fewer_keeps_the_share_of_all() -> None:
 @pytest.mark.parametrize("keep", [0.5, 5])
 def test_the_short_rest_of_an_even_cut_is_left_out(make: Any, rule: str, keep: float) -> None:
     loader = make(DATA, batch_size=20, sampler=range(50))
-    batches = _batches(loader, rule, keep)
+    batches = batches_of(loader, rule, keep)
     assert len(batches) == 2
-    assert [max(ids) < 40 for ids in _ids(batches)] == [True, True]
+    assert [max(ids) < 40 for ids in ids_of(batches)] == [True, True]
 
 
 def _readable(items: list[Any]) -> Any:
@@ -232,11 +185,11 @@ def test_rows_left_out_by_the_collate_function_make_no_batch_short(make: Any, wo
 
     for rule, keep in (("rho", 0.25), ("rho", 4)):
         for rows in (60, 70):
-            batches = _batches(loader(rows), rule, keep)
-            chosen = _ids(batches)
+            batches = batches_of(loader(rows), rule, keep)
+            chosen = ids_of(batches)
             assert len(batches) == len(chosen) == 3
             assert [len(ids) for ids in chosen] == [4, 4, 4]  # of 16, 16 and 15 rows
-    chosen = _ids(_batches(loader(70), "uniform", 0.25))
+    chosen = ids_of(batches_of(loader(70), "uniform", 0.25))
     assert len(chosen) == 3
     assert all(ids for ids in chosen)
 
@@ -249,15 +202,15 @@ def test_rows_drawn_before_loading_that_do_not_come() -> None:
     loader = DataLoader(DATA, batch_size=20, sampler=range(40), collate_fn=_first_half_is_gone)
     message = r"drew its rows before they were loaded, and \d of them came.*Subset"
     with pytest.raises(rd.DataError, match=message):
-        _ids(_batches(loader, "uniform", 19))
-    assert len(_ids(_batches(loader, "rho", 3))) == 2
+        ids_of(batches_of(loader, "uniform", 19))
+    assert len(ids_of(batches_of(loader, "rho", 3))) == 2
 
 
 def test_rows_drawn_before_loading_are_shared_out_among_updates() -> None:
     loader = DataLoader(DATA, batch_size=20, sampler=range(60), collate_fn=_readable)
     scoring = rd.Scoring(updates_per_scoring=3)
-    batches = _batches(loader, "uniform", 0.3, scoring=scoring)
-    sizes = [len(ids) for ids in _ids(batches)]
+    batches = batches_of(loader, "uniform", 0.3, scoring=scoring)
+    sizes = [len(ids) for ids in ids_of(batches)]
     assert len(sizes) == 9
     for part in (sizes[:3], sizes[3:6], sizes[6:]):
         assert max(part) - min(part) <= 1
@@ -269,16 +222,18 @@ def test_rules_by_epoch_name_what_they_cannot_plan(rule: str) -> None:
     keep = 1.0 if rule == "infobatch" else 0.5
     options = {"total_steps": 10} if rule == "infobatch" else {}
     with pytest.raises(rd.ConfigurationError, match="batches of varying size"):
-        _batches(_loader([20, 30]), rule, keep, **options)
+        batches_of(_loader([20, 30]), rule, keep, **options)
     loader = DataLoader(DATA, batch_size=20, collate_fn=_readable)
     with pytest.raises(rd.DataError, match=r"planned \d+ rows for an update, but the batch has"):
-        _ids(_batches(loader, rule, keep, **options))
+        ids_of(batches_of(loader, rule, keep, **options))
 
 
 @pytest.mark.parametrize("rows", [50, 12])
 def test_the_short_rest_of_a_stream_is_left_out(rows: int) -> None:
     loader = DataLoader(Stream([DATA[i] for i in range(rows)]), batch_size=20)
-    assert [len(ids) for ids in _ids(_batches(loader, "rho", 0.5))] == ([10, 10], [6])[rows == 12]
+    assert [len(ids) for ids in ids_of(batches_of(loader, "rho", 0.5))] == ([10, 10], [6])[
+        rows == 12
+    ]
 
 
 class Shared(IterableDataset[rd.Candidates]):
@@ -292,9 +247,9 @@ class Shared(IterableDataset[rd.Candidates]):
 
 def test_every_workers_short_batch_of_a_stream_is_handed_out() -> None:
     loader = DataLoader(Shared(), batch_size=20, num_workers=2)
-    assert [len(ids) for ids in _ids(_batches(loader, "rho", 0.5))] == [10, 10, 3, 3]
+    assert [len(ids) for ids in ids_of(batches_of(loader, "rho", 0.5))] == [10, 10, 3, 3]
     with pytest.raises(rd.DataError, match="keep=8 rows, but the candidate batch has 5"):
-        _ids(_batches(loader, "rho", 8))
+        ids_of(batches_of(loader, "rho", 8))
 
 
 # -- passes that hand out nothing ------------------------------------------------------------------
@@ -304,24 +259,24 @@ def test_every_workers_short_batch_of_a_stream_is_handed_out() -> None:
 def test_a_pass_that_hands_out_nothing_says_why(rule: str) -> None:
     few = DataLoader(DATA, batch_size=N + 1, drop_last=True)
     with pytest.raises(rd.DataError, match=r"the loader gave no batch.*drop_last=True"):
-        _ids(_batches(few, rule))
+        ids_of(batches_of(few, rule))
     with pytest.raises(rd.DataError, match="the loader gave no batch"):
-        _ids(_batches([], rule))
+        ids_of(batches_of([], rule))
     with pytest.raises(rd.DataError, match=r"hands out nothing: keep=8 rows, but .* has 7"):
-        _ids(_batches(_loader([7]), rule, 8))
-    once = _batches(iter(_loader([20, 20], "list")), rule)
-    assert len(_ids(once)) == 2
+        ids_of(batches_of(_loader([7]), rule, 8))
+    once = batches_of(iter(_loader([20, 20], "list")), rule)
+    assert len(ids_of(once)) == 2
     with pytest.raises(rd.DataError, match="an iterator that is used up"):
-        _ids(once)
+        ids_of(once)
 
 
 def test_a_pass_that_is_resumed_at_its_end_hands_out_nothing() -> None:
-    batches = _batches(_loader([20, 10]))
+    batches = batches_of(_loader([20, 10]))
     states = [batches.state_dict() for _ in batches]
-    again = _batches(_loader([20, 10]))
+    again = batches_of(_loader([20, 10]))
     again.load_state_dict(states[-1])
-    assert _ids(again) == []
-    assert len(_ids(again)) == 2
+    assert ids_of(again) == []
+    assert len(ids_of(again)) == 2
 
 
 # -- resuming --------------------------------------------------------------------------------------
@@ -340,7 +295,7 @@ def test_a_state_of_another_batch_size_is_refused(
 ) -> None:
     def make(size: int | None) -> Any:
         loader = _loader([20, 20]) if size is None else DataLoader(DATA, batch_size=size)
-        return _batches(loader, keep=5)
+        return batches_of(loader, keep=5)
 
     batches = make(was)
     next(iter(batches))
@@ -363,14 +318,14 @@ def test_rows_are_handed_out_as_without_a_stop(data: st.DataObject) -> None:
     scoring = rd.Scoring(updates_per_scoring=updates)
 
     def make() -> Any:
-        return _batches(_loader(sizes, kind), rule, keep, scoring=scoring)
+        return batches_of(_loader(sizes, kind), rule, keep, scoring=scoring)
 
     batches, ids, states = make(), [], [make().state_dict()]
     needed = updates * keep if isinstance(keep, int) else updates
     enough = [size >= needed for size in sizes]
     if not all(enough[:-1]) or not any(enough):
         with pytest.raises(rd.DataError):
-            _ids(batches)
+            ids_of(batches)
         return
     for _ in range(2):
         for chosen in batches:
@@ -386,79 +341,7 @@ def test_rows_are_handed_out_as_without_a_stop(data: st.DataObject) -> None:
     stop = data.draw(st.integers(0, len(ids)), label="stop")
     again = make()
     again.load_state_dict(states[stop])
-    rest = _ids(again)
+    rest = ids_of(again)
     if stop < len(ids) // 2 or (stop == len(ids) // 2 and stop):
-        rest += _ids(again)
+        rest += ids_of(again)
     assert rest == ids[stop:]
-
-
-# -- samplers that repeat rows ---------------------------------------------------------------------
-
-
-WEIGHTS = torch.ones(N, dtype=torch.float64).tolist()
-
-
-@pytest.mark.parametrize("make", [DataLoader, Opaque])
-@pytest.mark.parametrize("batched", [False, True])
-def test_a_sampler_with_replacement_is_refused_at_once(make: Any, batched: bool) -> None:
-    for order, message in (
-        (WeightedRandomSampler(WEIGHTS, N), "WeightedRandomSampler .*Pass replacement=False, with"),
-        (RandomSampler(DATA, replacement=True), "RandomSampler draws with replacement.*Pass repl"),
-    ):
-        options: dict[str, Any] = {"sampler": order, "batch_size": 20}
-        if batched:
-            options = {"batch_sampler": BatchSampler(order, 20, drop_last=True)}
-        with pytest.raises(rd.DataError, match=message):
-            _batches(make(DATA, **options))
-    once = WeightedRandomSampler(WEIGHTS, 100, replacement=False)
-    assert len(_ids(_batches(make(DATA, sampler=once, batch_size=20)))) == 5
-
-
-class Filling(BatchSampler):
-    """Fills the last batch from the beginning, as samplers of batches for several ranks do."""
-
-    even_batches = True
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for rows in super().__iter__():
-            yield (rows * self.batch_size)[: self.batch_size]
-
-
-class Padding(Sampler[int]):
-    def __iter__(self) -> Iterator[int]:
-        return iter([*range(30), *([29] * 10)])
-
-
-class Mirror(BatchSampler):
-    def __iter__(self) -> Iterator[list[int]]:
-        return (rows + rows for rows in super().__iter__())
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"batch_sampler": Filling(SequentialSampler(range(30)), 20, False)}, "even_batches=False"),
-        ({"sampler": Padding(), "batch_size": 20}, r"Padding draws rows more than once.*padding"),
-        ({"batch_sampler": Mirror(Padding(), 20, False)}, "Mirror over Padding draws rows more"),
-    ],
-)
-def test_a_sampler_that_repeats_rows_is_named(options: dict[str, Any], message: str) -> None:
-    batches = _batches(DataLoader(DATA, **options), "rho", 0.5)
-    with pytest.raises(rd.DataError, match=f"occur more than once.*{message}"):
-        _ids(batches)
-
-
-def test_padding_that_gives_a_rank_no_row_twice_is_let_through() -> None:
-    order: Any = DistributedSampler(range(3), 2, 1, shuffle=False)  # pyright: ignore[reportArgumentType]
-    batches = _batches(DataLoader(DATA, sampler=order, batch_size=2), "rho", 1.0)
-    assert [sorted(ids) for ids in _ids(batches)] == [[0, 1]]
-
-
-def test_a_padded_distributed_sampler_is_named_with_its_cure() -> None:
-    order: Any = DistributedSampler(range(3), 2, 0, shuffle=False)  # pyright: ignore[reportArgumentType]
-    order.num_samples, order.total_size = 6, 12  # a rank sees the rows that fill up, too
-    batches = _batches(DataLoader(DATA, sampler=order, batch_size=6), "rho", 0.5)
-    with pytest.raises(
-        rd.DataError, match=r"DistributedSampler pads the rows.*Pass drop_last=True"
-    ):
-        _ids(batches)
