@@ -1,10 +1,9 @@
-"""Runs and their folders: the same twice, the same after a stop, refused where one lies."""
+"""Runs and their folders: the same twice, refused where one lies; recipes and summaries."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,73 +13,23 @@ import torch
 from torch import nn
 
 import reducible as rd
-from reducible.files import checkpoints
 from reducible.lab.data import TensorSet
 from reducible.lab.evaluation import evaluate
-from reducible.lab.logs import mark_of
 from reducible.lab.recipe import Recipe
 from reducible.lab.recipes import RECIPES, recipe
-from reducible.lab.records import read_json, read_metrics, read_picks
+from reducible.lab.records import read_json, read_picks
 from reducible.lab.run import Run, refuse_used_folder
 from reducible.lab.splits import make_splits
-from reducible.lab.training import WEIGHTS, final_accuracy, with_target
+from reducible.lab.training import final_accuracy, with_target
 from reducible.ledger import PHASES
-from toys import killed_at
-
-STEPS = 30
-SHORT = {
-    "train_examples": "2000",
-    "holdout_examples": "500",
-    "steps": str(STEPS),
-    "evaluate_every": "10",
-    "irreducible_epochs": "1",
-    "model": "mlp-64",
-    "irreducible_model": "mlp-64",
-}
-DEMO = ["demo/uniform", "demo/rho"]
-
-
-def _recipe(name: str, **settings: str) -> Recipe:
-    return recipe(name).with_settings(SHORT | settings)
-
-
-def _run(name: str, out: Path, *, checkpoint_every: int = 500, **settings: str) -> Run:
-    return Run(
-        _recipe(name, **settings), out, seed=1, progress=False, checkpoint_every=checkpoint_every
-    )
-
-
-def _contents(out: Path) -> dict[str, Any]:
-    """What of a run's folder depends on the recipe and the seed alone."""
-    config = read_json(out / "config.json")
-    config.pop("irreducible_loss", None)  # the store's checksum; the store says what it cost
-    return {
-        "picks": (out / "picks.arrow").read_bytes(),
-        "model": (out / "model.safetensors").read_bytes(),
-        "config": config,
-        "curve": [
-            (m["step"], m["accuracy"], m["loss"]) for m in read_metrics(out / "metrics.jsonl")
-        ],
-        "selected": [m["selected"] for m in read_metrics(out / "metrics.jsonl")],
-    }
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """Every demo recipe, run once without a stop."""
-    done = {}
-    for name in DEMO:
-        out = tmp_path_factory.mktemp("runs") / name
-        done[name] = (out, _run(name, out).start())
-    return done
-
+from run_toys import DEMO, STEPS, contents_of, short_recipe, short_run
 
 # -- one run --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", DEMO)
-def test_the_folder_holds_what_it_should(name: str, finished: Any) -> None:
-    out, summary = finished[name]
+def test_the_folder_holds_what_it_should(name: str, finished_demos: Any) -> None:
+    out, summary = finished_demos[name]
     files = {p.name for p in out.iterdir()}
     store = {"irreducible_loss.safetensors"} if name == "demo/rho" else set()
     written = {"config.json", "metrics.jsonl", "picks.arrow", "summary.json", "model.safetensors"}
@@ -88,12 +37,12 @@ def test_the_folder_holds_what_it_should(name: str, finished: Any) -> None:
     assert read_json(out / "summary.json") == summary
     config = read_json(out / "config.json")
     assert (config["recipe"], config["seed"], config["steps"]) == (name, 1, STEPS)
-    assert Recipe.from_settings(config["settings"]) == _recipe(name)
+    assert Recipe.from_settings(config["settings"]) == short_recipe(name)
 
 
 @pytest.mark.parametrize("name", DEMO)
-def test_the_summary_says_what_is_promised(name: str, finished: Any) -> None:
-    _, summary = finished[name]
+def test_the_summary_says_what_is_promised(name: str, finished_demos: Any) -> None:
+    _, summary = finished_demos[name]
     assert set(summary) >= {
         "steps_to_target", "seconds_to_target", "final_accuracy", "seconds", "examples_scored",
         "examples_trained", "corrupted_share", "already_correct_share", "curve",
@@ -116,18 +65,18 @@ def test_the_summary_says_what_is_promised(name: str, finished: Any) -> None:
     assert times[-1] <= seconds["total"] - seconds["evaluate"] + 1e-9
 
 
-def test_uniform_picks_wrong_labels_as_often_as_there_are(finished: Any) -> None:
-    _, summary = finished["demo/uniform"]
+def test_uniform_picks_wrong_labels_as_often_as_there_are(finished_demos: Any) -> None:
+    _, summary = finished_demos["demo/uniform"]
     # 960 picks, of which 10 % are wrong: five standard errors
     assert abs(summary["corrupted_share"] - 0.1) < 5 * math.sqrt(0.09 / 960)
 
 
 @pytest.mark.parametrize("name", DEMO)
-def test_picks_are_logged_for_every_step_from_the_train_set(name: str, finished: Any) -> None:
-    out, summary = finished[name]
+def test_picks_are_logged_for_every_step_from_the_train_set(name: str, finished_demos: Any) -> None:
+    out, summary = finished_demos[name]
     picks = read_picks(out / "picks.arrow").to_pydict()
     assert picks["step"] == list(range(STEPS))
-    splits = make_splits(_recipe(name), 1)
+    splits = make_splits(short_recipe(name), 1)
     known = set(splits.train.ids.tolist())
     corrupted = 0
     for ids in picks["ids"]:
@@ -138,27 +87,29 @@ def test_picks_are_logged_for_every_step_from_the_train_set(name: str, finished:
 
 
 @pytest.mark.parametrize("name", DEMO)
-def test_the_same_seed_gives_the_same_bytes(name: str, finished: Any, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes(name: str, finished_demos: Any, tmp_path: Path) -> None:
     torch.manual_seed(77)
     before = torch.get_rng_state()
-    _run(name, tmp_path / "again").start()
+    short_run(name, tmp_path / "again").start()
     assert torch.equal(torch.get_rng_state(), before)
-    assert _contents(tmp_path / "again") == _contents(finished[name][0])
+    assert contents_of(tmp_path / "again") == contents_of(finished_demos[name][0])
 
 
-def test_another_seed_gives_others(finished: Any, tmp_path: Path) -> None:
-    Run(_recipe("demo/uniform"), tmp_path / "other", seed=2, progress=False).start()
-    mine, other = _contents(finished["demo/uniform"][0]), _contents(tmp_path / "other")
+def test_another_seed_gives_others(finished_demos: Any, tmp_path: Path) -> None:
+    Run(short_recipe("demo/uniform"), tmp_path / "other", seed=2, progress=False).start()
+    mine, other = contents_of(finished_demos["demo/uniform"][0]), contents_of(tmp_path / "other")
     assert mine["picks"] != other["picks"]
     assert mine["model"] != other["model"]
 
 
-def test_both_rules_begin_from_the_same_data_and_see_the_same_candidates(finished: Any) -> None:
+def test_both_rules_begin_from_the_same_data_and_see_the_same_candidates(
+    finished_demos: Any,
+) -> None:
     """Runs are paired: one seed, one split, one noise, one order of candidates."""
-    splits = [make_splits(_recipe(name), 1) for name in DEMO]
+    splits = [make_splits(short_recipe(name), 1) for name in DEMO]
     assert torch.equal(splits[0].train.ids, splits[1].train.ids)
     assert torch.equal(splits[0].train.targets, splits[1].train.targets)
-    picks = [read_picks(finished[n][0] / "picks.arrow").to_pydict()["ids"] for n in DEMO]
+    picks = [read_picks(finished_demos[n][0] / "picks.arrow").to_pydict()["ids"] for n in DEMO]
     # six candidate batches of 320 are an epoch, in which no id can be picked twice
     for ids in picks:
         first = [i for row in ids[:6] for i in row]
@@ -166,134 +117,8 @@ def test_both_rules_begin_from_the_same_data_and_see_the_same_candidates(finishe
 
 
 def test_max_steps_stops_earlier(tmp_path: Path) -> None:
-    run = Run(_recipe("demo/uniform"), tmp_path, seed=1, max_steps=12, progress=False)
+    run = Run(short_recipe("demo/uniform"), tmp_path, seed=1, max_steps=12, progress=False)
     assert [point[0] for point in run.start()["curve"]] == [10, 12]
-
-
-# -- stopping -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", DEMO)
-@pytest.mark.parametrize("at", [9, 17, 30], ids=["after one", "after two", "at the last step"])
-def test_killed_and_resumed_equals_never_stopped(
-    name: str, at: int, finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "run"
-    with killed_at(at):
-        _run(name, out, checkpoint_every=8).start()
-    assert checkpoints.saved(out)
-    torch.manual_seed(5)
-    summary = _run(name, out, checkpoint_every=8).resume()
-    whole, expected = finished[name]
-    mine, other = _contents(out), _contents(whole)
-    for contents in (mine, other):
-        contents["config"].pop("checkpoint_every")
-        contents.pop("picks")  # flushed at other steps, so compared by content
-    assert mine == other
-    picks = [read_picks(folder / "picks.arrow").to_pydict() for folder in (out, whole)]
-    torch.testing.assert_close(picks[0], picks[1], rtol=0, atol=0, equal_nan=True)
-    for key in ("final_accuracy", "examples_scored", "examples_trained", "selected"):
-        assert summary[key] == expected[key]
-    assert summary["ledger"]["flops_score"] == expected["ledger"]["flops_score"]
-    assert summary["ledger"]["flops_train"] == expected["ledger"]["flops_train"]
-    assert not checkpoints.saved(out)
-
-
-@pytest.mark.parametrize("name", DEMO)
-def test_killed_before_the_first_checkpoint_starts_again_and_charges_the_fit_once(
-    name: str, finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "run"
-    with killed_at(5):
-        _run(name, out).start()
-    assert not checkpoints.saved(out)
-    summary = _run(name, out).resume()
-    assert _contents(out) == _contents(finished[name][0])
-    seconds = summary["seconds"]["irreducible_loss"]
-    if name == "demo/rho":
-        store = rd.IrreducibleLossStore.load(out / "irreducible_loss.safetensors")
-        assert seconds == pytest.approx(store.header["seconds"])
-        assert summary["ledger"]["flops_irreducible_loss"] == store.header["flops"]
-    else:
-        assert seconds == 0
-
-
-def test_the_fit_is_charged_once_after_a_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "run"
-    with killed_at(9):
-        _run("demo/rho", out, checkpoint_every=8).start()
-    store = rd.IrreducibleLossStore.load(out / "irreducible_loss.safetensors")
-    summary = _run("demo/rho", out, checkpoint_every=8).resume()
-    assert summary["seconds"]["irreducible_loss"] == pytest.approx(store.header["seconds"])
-    assert summary["ledger"]["flops_irreducible_loss"] == store.header["flops"]
-
-
-def _flip(path: Path, place: float, bit: int = 1) -> None:
-    """Change one bit of a file, at a share of its length."""
-    data = bytearray(path.read_bytes())
-    data[int(place * len(data))] ^= bit
-    path.write_bytes(data)
-
-
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        ({"checkpoint-24.safetensors": 0.7}, ["checkpoint-24.safetensors is not as"]),
-        (
-            {"checkpoint-24.safetensors": 0.3, "checkpoint-16.safetensors": 0.5},
-            ["checkpoint-24.safetensors is not", "checkpoint-16.safetensors is not"],
-        ),
-        ({"picks.arrow": 0.4}, [r"picks.arrow in .* changed since checkpoint-24", "checkpoint-16"]),
-        ({"metrics.jsonl": 0.1}, ["metrics.jsonl in .* changed since checkpoint-24", "point-16"]),
-    ],
-)
-def test_what_is_damaged_is_passed_over_with_a_word_and_the_run_is_the_same(
-    damage: dict[str, float],
-    said: list[str],
-    finished: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    out = tmp_path / "run"
-    with killed_at(27):
-        _run("demo/rho", out, checkpoint_every=8).start()
-    for name, place in damage.items():
-        _flip(out / name, place)
-    with pytest.warns(UserWarning, match="goes on from before it") as warned:
-        _run("demo/rho", out, checkpoint_every=8).resume()
-    assert len(warned) == len(said)
-    for warning, words in zip(warned, said, strict=True):
-        assert re.search(words, str(warning.message))
-    mine, other = _contents(out), _contents(finished["demo/rho"][0])
-    mine["config"].pop("checkpoint_every")
-    other["config"].pop("checkpoint_every")
-    mine.pop("picks")
-    other.pop("picks")
-    assert mine == other
-    picks = [
-        read_picks(folder / "picks.arrow").to_pydict() for folder in (out, finished["demo/rho"][0])
-    ]
-    torch.testing.assert_close(picks[0], picks[1], rtol=0, atol=0, equal_nan=True)
-
-
-@pytest.mark.parametrize("plan", ["none", "filter"])
-def test_workers_load_the_same_rows(plan: str, tmp_path: Path) -> None:
-    found = []
-    for workers in ("0", "2"):
-        out = tmp_path / workers
-        _run("demo/rho", out, workers=workers, plan=plan, steps="12").start()
-        picks = read_picks(out / "picks.arrow").to_pydict()
-        found.append((picks["ids"], picks["scores"], checkpoints.load_weights(out / WEIGHTS)))
-    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
-
-
-def test_a_finished_run_says_what_its_files_were(finished: Any) -> None:
-    for out, summary in finished.values():
-        assert {"picks.arrow", "metrics.jsonl", "model.safetensors"} <= summary["files"].keys()
-        for name, mark in summary["files"].items():
-            assert mark == mark_of(out / name)
 
 
 # -- folders --------------------------------------------------------------------------------------
@@ -306,18 +131,18 @@ def test_a_folder_that_holds_a_run_is_refused_and_not_touched(held: str, tmp_pat
     with pytest.raises(
         rd.ConfigurationError, match=rf"holds a run already \({held}\); nothing was"
     ):
-        _run("demo/uniform", tmp_path).start()
+        short_run("demo/uniform", tmp_path).start()
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {
         held: "precious",
         "notes.txt": "mine",
     }
 
 
-def test_a_finished_run_is_refused(finished: Any) -> None:
-    out, _ = finished["demo/uniform"]
+def test_a_finished_run_is_refused(finished_demos: Any) -> None:
+    out, _ = finished_demos["demo/uniform"]
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     with pytest.raises(rd.ConfigurationError, match="holds a run already"):
-        _run("demo/uniform", out).start()
+        short_run("demo/uniform", out).start()
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
 
 
@@ -385,21 +210,21 @@ def test_recipes_by_name() -> None:
 
 def test_more_data_than_there_is() -> None:
     with pytest.raises(rd.ConfigurationError, match="want 1000500 examples, the data set has"):
-        make_splits(_recipe("demo/uniform", train_examples="1000000"), 0)
+        make_splits(short_recipe("demo/uniform", train_examples="1000000"), 0)
 
 
 def test_splits_are_disjoint_noisy_where_asked_and_by_seed() -> None:
-    splits = make_splits(_recipe("demo/rho"), 1)
+    splits = make_splits(short_recipe("demo/rho"), 1)
     assert splits.holdout is not None
     train, holdout = splits.train.ids, splits.holdout.ids
     assert not set(train.tolist()) & set(holdout.tolist())
-    clean = make_splits(_recipe("demo/rho", label_noise="0"), 1)
+    clean = make_splits(short_recipe("demo/rho", label_noise="0"), 1)
     assert torch.equal(clean.train.ids, train)
     changed = splits.train.targets != clean.train.targets
     assert torch.equal(changed, splits.corrupted[train])
     assert int(changed.sum()) == 200  # flipped to another class, so all of the 10 % are wrong
     assert int(splits.corrupted.sum()) == 200
-    assert not torch.equal(make_splits(_recipe("demo/rho"), 2).train.ids, train)
+    assert not torch.equal(make_splits(short_recipe("demo/rho"), 2).train.ids, train)
 
 
 # -- what summaries are made of -------------------------------------------------------------------
@@ -448,8 +273,8 @@ def test_what_a_model_makes_while_it_is_evaluated_can_be_trained() -> None:
     assert layer.weight.grad.tolist() == [[2.0] * 3] * 3
 
 
-def test_summaries_are_json(finished: Any) -> None:
-    for out, _ in finished.values():
+def test_summaries_are_json(finished_demos: Any) -> None:
+    for out, _ in finished_demos.values():
         assert "NaN" not in (out / "summary.json").read_text()
         for line in (out / "metrics.jsonl").read_text().splitlines():
             json.loads(line)
