@@ -17,6 +17,7 @@ import pytest
 import reducible
 
 SOURCE = Path(reducible.__file__).parent
+TESTS = Path(__file__).parent
 
 _LIBRARY = (
     "types schedules ledger files batches loading tasks scores picks selectors stores scoring "
@@ -235,6 +236,10 @@ def test_files_and_functions_stay_short() -> None:
                 lines = (node.end_lineno or 0) - node.lineno + 1
                 said = (ast.get_docstring(node, clean=False) or "").count("\n")
                 assert lines - said <= 60, (path, node.name)
+    tests = list(TESTS.rglob("*.py"))
+    assert Path(__file__) in tests  # they were found at all
+    for path in tests:
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
 
 
 def test_the_root_is_a_floor_plan() -> None:
