@@ -9,18 +9,30 @@ from reducible import scores
 from reducible.batches import register_batch_type
 from reducible.costs import BreakEven, break_even
 from reducible.fitting import (
+    LossColumn,
     cross_fit_irreducible_loss,
     fit_group_irreducible_loss,
     fit_irreducible_loss,
     fit_proxy,
+    score_irreducible_loss,
+    score_token_irreducible_loss,
 )
 from reducible.ledger import Ledger
-from reducible.loop import Chosen, Gate, SelectingLoader, weighted_mean
+from reducible.loop import Chosen, Gate, SelectingLoader, TokenSelection, weighted_mean
 from reducible.plans import Plan, noise_floor_loss
 from reducible.scoring import CoTrained, Scoring, early_exit, measure
 from reducible.selectors import SELECTORS, Chain, Scheduled, Scored, Selector, selector
-from reducible.stores import IrreducibleLossStore, WithIds
-from reducible.tasks import Classification, SequenceClassification, Task
+from reducible.stores import IrreducibleLossStore, TokenLossStore, WithIds, collate_with_ids
+from reducible.tasks import (
+    CausalLM,
+    Classification,
+    DensePrediction,
+    MultiLabel,
+    PerExampleLoss,
+    Regression,
+    SequenceClassification,
+    Task,
+)
 from reducible.types import (
     Candidates,
     ConfigurationError,
@@ -39,19 +51,25 @@ __all__ = [
     "SELECTORS",
     "BreakEven",
     "Candidates",
+    "CausalLM",
     "Chain",
     "Chosen",
     "Classification",
     "CoTrained",
     "ConfigurationError",
     "DataError",
+    "DensePrediction",
     "Evidence",
     "Gate",
     "IrreducibleLossStore",
     "Ledger",
+    "LossColumn",
     "MissingEvidence",
+    "MultiLabel",
+    "PerExampleLoss",
     "Plan",
     "ReducibleError",
+    "Regression",
     "Scheduled",
     "Scored",
     "Scoring",
@@ -62,8 +80,11 @@ __all__ = [
     "SequenceClassification",
     "StoreError",
     "Task",
+    "TokenLossStore",
+    "TokenSelection",
     "WithIds",
     "break_even",
+    "collate_with_ids",
     "cross_fit_irreducible_loss",
     "early_exit",
     "fit_group_irreducible_loss",
@@ -72,6 +93,8 @@ __all__ = [
     "measure",
     "noise_floor_loss",
     "register_batch_type",
+    "score_irreducible_loss",
+    "score_token_irreducible_loss",
     "scores",
     "selector",
     "weighted_mean",

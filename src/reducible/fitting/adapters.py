@@ -139,6 +139,7 @@ class AdaptedLoss:
 
     def criterion(self, scores: Scores) -> float:
         """The weighted mean loss of each group, averaged."""
+        assert scores.labels is not None
         w = self._weight(scores.ids, scores.labels, self._few).double()  # [N, M]
         return float(((scores.loss * w).sum(0) / w.sum(0)).mean())
 

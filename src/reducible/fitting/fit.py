@@ -124,6 +124,11 @@ class Fit:
             require_between("check_rows", self.check_rows, 1, whole=True)
         require_between("batch_size", self.batch_size, 1, whole=True)
         require_between("label_smoothing", self.smoothing, 0.0, 1.0, open_high=True)
+        if self.smoothing and "logits" not in self.task.gives:
+            raise ConfigurationError(
+                f"label_smoothing={self.smoothing} is of class probabilities, which "
+                f"{type(self.task).__name__} does not give. Leave it out."
+            )
         self._progress = FitProgress(options.get("progress", True), fits=jobs)
         self._began = 0.0
         self._flops = 0
@@ -237,9 +242,9 @@ class Fit:
         self._flops += self._flops_per_update
         self._updates += 1
 
-    def _targets(self, batch: Any) -> Tensor:
+    def _targets(self, batch: Any) -> Any:
         targets = self.task.targets(batch)
-        if targets is None:
+        if targets is None and self.task.needs_targets:
             raise DataError("the task has no targets, so there is no loss to fit.")
         return targets
 
@@ -263,19 +268,21 @@ class Fit:
                     self._flops_per_scored = counter.get_total_flops() / rows
                 self._flops += int(rows * (self._flops_per_scored or 0.0))
                 losses.append(loss.cpu())
-                floors.append(logits.softmax(1)[::every].cpu())
-                floor_labels.append(targets[::every].cpu())
+                if "logits" in self.task.gives:
+                    floors.append(logits.softmax(1)[::every].cpu())
+                    floor_labels.append(targets[::every].cpu())
                 ids.append(candidates.ids.cpu())
-                labels.append(targets.cpu())
+                if targets is not None:
+                    labels.append(self.task.labels(targets).cpu())
                 if self.hashes_inputs:
-                    hashes.append(input_hashes(batch, targets))
+                    hashes.append(input_hashes(batch, here.ids if targets is None else targets))
         found = [h.cpu() for h in hashes if h is not None]
         return Scores(
             torch.cat(ids),
-            torch.cat(labels),
+            torch.cat(labels) if labels else None,
             torch.cat(losses),
-            torch.cat(floors),
-            torch.cat(floor_labels),
+            torch.cat(floors) if floors else None,
+            torch.cat(floor_labels) if floors else None,
             torch.cat(found) if found and len(found) == len(hashes) else None,
         )
 
@@ -295,7 +302,7 @@ class Fit:
             values = torch.stack([p.loss for p in parts], dim=1)  # [N, G]
         else:
             ids = torch.cat([p.ids for p in parts])
-            labels = torch.cat([p.labels for p in parts])
+            labels = _joined([p.labels for p in parts])
             values = torch.cat([p.loss for p in parts])  # [N] or [N, G]
         require_ids(ids)
         seconds = self.ledger.seconds["irreducible_loss"] - self._began
@@ -318,8 +325,8 @@ class Fit:
                 "updates": self._updates,
                 "flops": self._flops,
                 "seconds": seconds,
-                LABEL_SAMPLE: label_sample(ids, labels),
             }
+            | ({} if labels is None else {LABEL_SAMPLE: label_sample(ids, labels)})
             | _noise(parts, columns=columns)
             | header,
         )
@@ -327,14 +334,21 @@ class Fit:
 
 def _noise(parts: list[Scores], *, columns: bool) -> dict[str, Any]:
     """Entries of a header: medians per class, and what plans need if labels are classes."""
-    rows = torch.cat([p.floor_rows for p in parts])  # [M, C]
-    labels = torch.cat([p.floor_labels for p in parts])
+    rows = _joined([p.floor_rows for p in parts])  # [M, C]
+    labels = _joined([p.floor_labels for p in parts])
+    if rows is None or labels is None:
+        return {}  # the task has no class probabilities
     medians = rows.median(dim=0).values.tolist()
     classes = parts[0].loss.dim() == 1 == labels.dim() and not labels.is_floating_point()
     if columns or not classes or int(labels.min()) < 0 or int(labels.max()) >= rows.shape[1]:
         return {"noise_floor": medians}
     learned = learned_noise(rows, labels.long())._asdict()
     return {"noise_floor": medians, "learned_noise": {k: v.tolist() for k, v in learned.items()}}
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    there = [part for part in parts if part is not None]
+    return torch.cat(there) if there else None
 
 
 def candidate_batches(dataset: Any, batch_size: int, *, shuffle: bool, **options: Any) -> Any:

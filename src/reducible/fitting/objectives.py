@@ -17,10 +17,10 @@ class Scores:
     """Holds what one model says of the examples it never saw."""
 
     ids: Tensor  # [N] int64
-    labels: Tensor  # [N] int64, or [N, L] if an example has several
+    labels: Tensor | None  # [N] int64, or [N, L] if an example has several; None: no targets
     loss: Tensor  # [N] float32, or [N, G]
-    floor_rows: Tensor  # [M, C] p(k | x) of a bounded number of rows
-    floor_labels: Tensor  # [M] int64, or [M, L], labels of the same rows
+    floor_rows: Tensor | None  # [M, C] p(k | x) of a bounded number of rows, of classes
+    floor_labels: Tensor | None  # [M] int64, or [M, L], labels of the same rows
     hashes: Tensor | None = None  # [N] int64 of the inputs, if asked for
     model_name: str = ""
     kept_epoch: float = 0.0
@@ -76,7 +76,9 @@ class MeanLoss:
         self, model: nn.Module, candidates: Candidates, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
         """L_i without weights or smoothing."""
-        logits = self.task.forward(model, candidates.batch).logits.float()  # [B, C]
+        logits = self.task.forward(model, candidates.batch).logits  # [B, C]
+        if logits.dim() == 2:
+            logits = logits.float()
         loss = per_example(self.task.loss(logits, targets), candidates.ids.numel())  # [B]
         return loss, logits
 
@@ -84,6 +86,7 @@ class MeanLoss:
         """The (weighted) mean loss."""
         if self.weight is None:
             return float(scores.loss.double().mean())
+        assert scores.labels is not None  # weights are of labels
         w = self.weight(scores.ids, scores.labels).double()
         return float((scores.loss * w).sum() / w.sum())
 

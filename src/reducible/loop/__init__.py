@@ -7,6 +7,7 @@
 - ``passes``: candidate batches, pass by pass; ``epochs``: those that a rule plans; ``keep``: n_b
 - ``chosen``: what is handed out, in parts
 - ``gate``, ``trials``: decides whether selection pays; tries it on the model and the clock
+- ``tokens``: which tokens of a batch are trained on
 - ``hindsight``: what a rule learns of rows that it drew without looking
 - ``inspection``: labels of another store, workers that double rows
 - ``states``: what a saved state belongs to; ``seeds``: a seed for every step
@@ -19,6 +20,7 @@ from reducible.loop.learners import Learners
 from reducible.loop.loader import SelectingLoader
 from reducible.loop.losses import weighted_mean
 from reducible.loop.seeds import stream_seed
+from reducible.loop.tokens import TokenSelection
 
 __all__ = [
     "Chosen",
@@ -27,6 +29,7 @@ __all__ = [
     "Learners",
     "Moment",
     "SelectingLoader",
+    "TokenSelection",
     "stream_seed",
     "weighted_mean",
 ]

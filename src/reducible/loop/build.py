@@ -81,6 +81,11 @@ class Given:
     def learners(self) -> Learners:
         """Models that learn along."""
         scorer = self.scorer if isinstance(self.scorer, CoTrained) else None
+        if scorer is not None and scorer.distil and "logits" not in self.task.gives:
+            raise ConfigurationError(
+                f"a scorer learns the model's class probabilities, which {type(self.task).__name__}"
+                " does not give: CoTrained(module, optimizer, distil=False) learns the loss."
+            )
         irreducible = live_model(self.selector, self.irreducible_model, self.optimizer)
         return Learners(
             self.model,
@@ -357,6 +362,8 @@ def gate_trials(
     why = None
     if selector.horizon != "batch" or not selector.needs:
         why = "a selector that scores candidate batches; this one has no scoring to save"
+    elif not {"logits", "features"} <= task.gives:
+        why = f"class probabilities and features, which {type(task).__name__} does not give"
     elif shadows:
         why = "no shadows, which would have every candidate scored"
     elif scoring.updates_per_scoring > 1:

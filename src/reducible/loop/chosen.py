@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,10 +14,8 @@ from torch import Tensor
 from reducible.types import Candidates
 
 
-@final
-@dataclass(frozen=True, slots=True, eq=False)
-class Chosen:
-    """The rows to train on.
+class Chosen(NamedTuple):
+    """The rows to train on; a tuple, so that whatever moves nested batches moves these too.
 
     >>> import torch
     >>> ids, weights = torch.arange(2), torch.ones(2)
@@ -26,11 +24,15 @@ class Chosen:
     [0, 1]
     """
 
-    batch: Any  # the loader's own structure, K rows, on the model's device
-    ids: Tensor  # [K] int64
-    weights: Tensor  # [K] for weighted_mean
-    info: Mapping[str, Tensor]  # what the rule says of its choice, for the log
-    shadows: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    batch: Any
+    """The loader's own structure, K rows, on the model's device."""
+    ids: Tensor
+    """[K] int64."""
+    weights: Tensor
+    """[K] for ``weighted_mean``."""
+    info: Mapping[str, Tensor]
+    """What the rule says of its choice, for the log."""
+    shadows: Mapping[str, Tensor] = {}
     """Ids that each shadow selector would have chosen, [K'] int64."""
 
 

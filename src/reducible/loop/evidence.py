@@ -97,6 +97,14 @@ class EvidenceSource:
         unknown = needs - set(EVIDENCE_FIELDS) - CONTEXT
         if unknown:
             raise ConfigurationError(f"the selector needs {sorted(unknown)}, which is no evidence.")
+        lacking = needs & (RUNS_THE_MODEL | {"groups"}) - self.task.gives
+        if self._groups is not None:
+            lacking -= {"groups"}
+        if lacking:
+            raise ConfigurationError(
+                f"the selector needs {sorted(lacking)}, which {type(self.task).__name__} does not "
+                "give. Take a rule that chooses by loss, such as rho, train_loss or rho_soft."
+            )
         if selector.lr_ratio is not None and self._live is None:
             raise ConfigurationError(
                 "the selector's irreducible-loss model learns along: pass it as "

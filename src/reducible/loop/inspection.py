@@ -69,7 +69,8 @@ class LabelInspection:
                 return self._stop("the batches carry no labels")
             if not targets.is_cpu:
                 return self._stop("the labels are on an accelerator already")
-            self._compare(ids[rows].tolist(), label_values(targets[rows]))
+            labels = self._task.labels(targets[rows])
+            self._compare(ids[rows].tolist(), label_values(labels))
         self._looked += 1
         if not self._expected:
             self.done = True

@@ -121,13 +121,15 @@ class Measurement:
                 with self._pass:
                     seen = scoring.reduced(batch)
                     logits, features = task.forward(runs, seen, features=wants_features)
-                like = logits = logits.float()  # [B, C]
+                if logits.dim() == 2:
+                    logits = logits.float()  # [B, C]
+                like = logits
                 if "logits" in needs:
                     found["logits"] = logits
                 if features is not None:
                     found["features"] = features.float()  # [B, D]
-                if "loss" in needs and found["targets"] is not None:
-                    loss = task.loss(logits, found["targets"])
+                if "loss" in needs and (found["targets"] is not None or not task.needs_targets):
+                    loss = task.loss(logits, found["targets"])  # pyright: ignore[reportArgumentType]
                     found["loss"] = per_example(loss, ids.numel())  # [B]
             if "mc_logits" in needs and samples > 0:
                 like = found["mc_logits"] = self._dropout_passes(candidates, samples, seed)

@@ -1,6 +1,7 @@
 """Stores: irreducible losses by id, remembered losses, and which example is which."""
 
 from reducible.loading.labels import key_ids
+from reducible.stores.collating import collate_with_ids
 from reducible.stores.fingerprints import fingerprint
 from reducible.stores.ids import (
     WithIds,
@@ -17,12 +18,15 @@ from reducible.stores.ids import (
 from reducible.stores.irreducible import IrreducibleLossStore, write_in_pieces
 from reducible.stores.label_sample import LABEL_SAMPLE, label_sample, label_values
 from reducible.stores.memory import LossMemory
+from reducible.stores.tokens import TokenLossStore
 
 __all__ = [
     "LABEL_SAMPLE",
     "IrreducibleLossStore",
     "LossMemory",
+    "TokenLossStore",
     "WithIds",
+    "collate_with_ids",
     "fingerprint",
     "has_distinct_ids",
     "ids_of",

@@ -224,6 +224,32 @@ class IrreducibleLossStore:
         layout.write(path, columns, fingerprint=self.fingerprint, header=self.header)
 
     @classmethod
+    def merged(
+        cls, stores: Iterable[IrreducibleLossStore], *, labels: Tensor | None = None
+    ) -> IrreducibleLossStore:
+        """One store of the examples of several, such as shards that processes made.
+
+        Args:
+            stores: of different examples.
+            labels: [N] int64 of all examples, in the order of the ids, by which the data are known
+                again; without them the ids tell.
+
+        Raises:
+            StoreError: there are none, or they have other groups.
+            DataError: one example is in two of them.
+        """
+        parts = list(stores)
+        if not parts:
+            raise StoreError("there are no stores to merge.")
+        if len({part.groups for part in parts}) > 1:
+            raise StoreError(f"stores with {[part.groups for part in parts]} groups do not merge.")
+        ids = torch.cat([part.ids for part in parts])
+        header = {"merged": [part.header for part in parts]}
+        of = make_fingerprint(ids.sort().values, labels)
+        values = torch.cat([part.values for part in parts])
+        return cls.from_tensor(values, ids=ids, fingerprint=of, header=header)
+
+    @classmethod
     def load(cls, path: str | os.PathLike[str]) -> IrreducibleLossStore:
         """Open a saved store, memory-mapped, after verifying its checksum and its contents.
 

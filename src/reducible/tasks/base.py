@@ -32,6 +32,12 @@ class Task(ABC):
     tensor([1., 1.])
     """
 
+    gives: frozenset[str] = frozenset({"loss", "logits", "features", "mc_logits", "groups"})
+    """Evidence that rules may ask of it beside the targets; a rule that needs more is refused."""
+
+    needs_targets: bool = True
+    """Whether its loss reads targets; if not, examples without any have a loss all the same."""
+
     @abstractmethod
     def targets(self, batch: Any) -> Tensor | None:
         """[B] int64 labels of the batch; None if the task has none."""
@@ -43,6 +49,10 @@ class Task(ABC):
     @abstractmethod
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """[B] loss of each example."""
+
+    def labels(self, targets: Tensor) -> Tensor:
+        """[B] or [B, L]: what data are known by; the targets themselves, if they have one shape."""
+        return targets
 
     def unpadded(self, batch: Any) -> Any:
         """``batch`` without padding that no row needs; as it is if there is none."""

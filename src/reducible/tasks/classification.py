@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, final
 
 from torch import nn
 
-from reducible.tasks.cross_entropy import TARGET_KEYS, CrossEntropy, Field, describe, part_of
-from reducible.types import DataError
-
-_INPUT_KEYS = ("inputs", "input", "x", "image", "images", "pixel_values")
+from reducible.tasks.cross_entropy import CrossEntropy
+from reducible.tasks.fields import Field, call_on_inputs
 
 
 @final
@@ -45,16 +42,4 @@ class Classification(CrossEntropy):
         self._inputs = inputs
 
     def _call(self, model: nn.Module, batch: Any) -> Any:
-        if self._inputs is not None:
-            return model(part_of(batch, self._inputs, "inputs"))
-        if isinstance(batch, tuple | list) and batch:
-            return model(batch[0])
-        if isinstance(batch, Mapping):
-            key = next((k for k in _INPUT_KEYS if k in batch), None)
-            if key is not None:
-                return model(batch[key])
-            return model(**{k: v for k, v in batch.items() if k not in TARGET_KEYS})
-        raise DataError(
-            f"cannot find the inputs in a batch of {describe(batch)}. Name them: "
-            "Classification(inputs=<key, position or function>, targets=…)."
-        )
+        return call_on_inputs(model, batch, self._inputs, self._name)

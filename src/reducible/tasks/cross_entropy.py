@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,13 +12,10 @@ from torch import Tensor, nn
 
 from reducible.loading.labels import class_labels
 from reducible.tasks.base import Outputs, Task
+from reducible.tasks.fields import Field, find_targets, logits_in
 from reducible.types import DataError, require_between
 
-TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 _NO_LABEL_IS_IGNORED = -(2**62)
-
-Field = str | int | Callable[[Any], Any]
-"""Place of something in a batch: a key, a position, or a function of the batch."""
 
 
 class CrossEntropy(Task):
@@ -39,24 +36,9 @@ class CrossEntropy(Task):
 
     def targets(self, batch: Any) -> Tensor:
         """[B] int64 labels, of whole numbers [B] or [B, 1]."""
-        found = self._find_targets(batch)
+        found = find_targets(batch, self._targets, self._name)
         return class_labels(
             found, f"Other labels are named as {self._name}(targets=<key, position or function>)."
-        )
-
-    def _find_targets(self, batch: Any) -> Any:
-        if self._targets is not None:
-            return part_of(batch, self._targets, "targets")
-        if isinstance(batch, tuple | list):
-            if len(batch) == 2:
-                return batch[1]
-        elif isinstance(batch, Mapping):
-            key = next((k for k in TARGET_KEYS if k in batch), None)
-            if key is not None:
-                return batch[key]
-        raise DataError(
-            f"cannot find the labels in a batch of {describe(batch)}. Name them: "
-            f"{self._name}(targets=<key, position or function>)."
         )
 
     def forward(self, model: nn.Module, batch: Any, *, features: bool = False) -> Outputs:
@@ -166,37 +148,3 @@ class CrossEntropy(Task):
             f"{logits.shape[1]} classes; number the classes from 0, and leave out rows that are "
             "marked to be ignored."
         )
-
-
-def part_of(batch: Any, field: Field, what: str) -> Any:
-    """Finds a part of a batch; raises DataError, naming ``what`` it should be, if there is none."""
-    if callable(field):
-        return field(batch)
-    try:
-        return batch[field]
-    except (KeyError, IndexError, TypeError) as error:
-        raise DataError(f"no {what} at {field!r} in a batch of {describe(batch)}.") from error
-
-
-def logits_in(output: Any) -> Tensor:
-    """The logits of a model output: a tensor, ``.logits``, or the first entry of a tuple."""
-    if isinstance(output, Tensor):
-        return output
-    logits = getattr(output, "logits", None)
-    if logits is None and isinstance(output, tuple | list) and output:
-        logits = output[0]
-    if not isinstance(logits, Tensor):
-        raise DataError(
-            f"the model returned {type(output).__name__}: a tensor of logits [B, C], an object "
-            "with .logits, or a tuple that starts with them was expected."
-        )
-    return logits
-
-
-def describe(batch: Any) -> str:
-    """Says in a few words what a batch is, for errors."""
-    if isinstance(batch, Mapping):
-        return f"{type(batch).__name__} with keys {sorted(map(str, batch))}"
-    if isinstance(batch, tuple | list):
-        return f"{type(batch).__name__} of length {len(batch)}"
-    return type(batch).__name__

@@ -8,10 +8,10 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from reducible.tasks.cross_entropy import CrossEntropy, Field, describe
-from reducible.types import DataError, require_between
-
-_TOKEN_KEYS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+from reducible.tasks.cross_entropy import CrossEntropy
+from reducible.tasks.fields import Field
+from reducible.tasks.tokens import cut_padding, tokens_of
+from reducible.types import require_between
 
 
 @final
@@ -60,48 +60,10 @@ class SequenceClassification(CrossEntropy):
         Rows chosen from many candidates are padded to the longest of the candidates; cut to the
         longest of their own, they cost less to train on, and the model sees the same texts.
         """
-        attended = self._tokens(batch)["attention_mask"]  # [B, T]
-        columns = (attended != 0).any(dim=0).nonzero()  # [T', 1]
-        longest = int(columns[-1]) + 1 if columns.numel() else 0
-        padded = attended.shape
-        return {
-            k: v[:, :longest] if isinstance(v, Tensor) and v.shape == padded else v
-            for k, v in batch.items()
-        }
+        return cut_padding(batch, self._tokens(batch)["attention_mask"])
 
     def _tokens(self, batch: Any) -> dict[str, Tensor]:
-        """Returns what the model is called with."""
-        if not isinstance(batch, Mapping) or "input_ids" not in batch:
-            raise DataError(
-                f"no 'input_ids' in a batch of {describe(batch)}: a mapping with input_ids, "
-                "attention_mask and labels was expected. Other inputs than tokens? Use "
-                "Classification(inputs=…)."
-            )
-        tokens = {k: batch[k] for k in _TOKEN_KEYS if k in batch}
-        ids = tokens["input_ids"]
-        if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point():
-            what = f"{ids.dtype} of shape {tuple(ids.shape)}" if isinstance(
-                ids, Tensor
-            ) else type(ids).__name__  # fmt: skip
-            raise DataError(
-                f"input_ids must be whole numbers of shape [B, T], got {what}. Rows of unequal "
-                "length? Pad them, as data.TokenSet does."
-            )
-        if "attention_mask" not in tokens:
-            if self._pad_id is None:
-                raise DataError(
-                    f"no 'attention_mask' in a batch of {describe(batch)}, so padding would be "
-                    "read as text. Let the tokenizer return it, or name the token that pads: "
-                    "SequenceClassification(pad_id=…)."
-                )
-            tokens["attention_mask"] = (ids != self._pad_id).long()  # [B, T]
-        mask = tokens["attention_mask"]
-        if mask.shape != ids.shape:
-            raise DataError(
-                f"attention_mask of shape {tuple(mask.shape)} for input_ids of shape "
-                f"{tuple(ids.shape)}: both must be [B, T]. Was one of them cut or padded alone?"
-            )
-        return tokens
+        return tokens_of(batch, pad_id=self._pad_id, task="SequenceClassification")
 
     def _call(self, model: nn.Module, batch: Any) -> Any:
         return model(**self._tokens(batch))
