@@ -18,7 +18,14 @@ from reducible.fitting import (
     score_token_irreducible_loss,
 )
 from reducible.ledger import Ledger
-from reducible.loop import Chosen, Gate, SelectingLoader, TokenSelection, weighted_mean
+from reducible.loop import (
+    Chosen,
+    Gate,
+    SelectingLoader,
+    SelectionMetrics,
+    TokenSelection,
+    weighted_mean,
+)
 from reducible.plans import Plan, noise_floor_loss
 from reducible.scoring import CoTrained, Scoring, early_exit, measure
 from reducible.selectors import SELECTORS, Chain, Scheduled, Scored, Selector, selector
@@ -76,6 +83,7 @@ __all__ = [
     "SelectingLoader",
     "Selection",
     "SelectionError",
+    "SelectionMetrics",
     "Selector",
     "SequenceClassification",
     "StoreError",

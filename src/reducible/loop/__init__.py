@@ -7,6 +7,7 @@
 - ``passes``: candidate batches, pass by pass; ``epochs``: those that a rule plans; ``keep``: n_b
 - ``chosen``: what is handed out, in parts
 - ``gate``, ``trials``: decides whether selection pays; tries it on the model and the clock
+- ``metrics``: figures of what is chosen, for loggers
 - ``tokens``: which tokens of a batch are trained on
 - ``hindsight``: what a rule learns of rows that it drew without looking
 - ``inspection``: labels of another store, workers that double rows
@@ -19,6 +20,7 @@ from reducible.loop.gate import Gate
 from reducible.loop.learners import Learners
 from reducible.loop.loader import SelectingLoader
 from reducible.loop.losses import weighted_mean
+from reducible.loop.metrics import SelectionMetrics
 from reducible.loop.seeds import stream_seed
 from reducible.loop.tokens import TokenSelection
 
@@ -29,6 +31,7 @@ __all__ = [
     "Learners",
     "Moment",
     "SelectingLoader",
+    "SelectionMetrics",
     "TokenSelection",
     "stream_seed",
     "weighted_mean",

@@ -45,16 +45,18 @@ class WithIds(Dataset[Candidates]):
     Args:
         dataset: map-style: has ``__len__`` and ``__getitem__`` (``__getitems__`` is used if
             it exists).
+        ids: [N] int64 of one's own, such as a column of keys; positions if None.
 
     Raises:
-        DataError: the data set is empty, is not map-style, or yields Candidates already.
+        DataError: the data set is empty, is not map-style, or yields Candidates already; ids of
+            one's own that are not one for each row.
 
     >>> data = WithIds(TensorDataset(torch.eye(3), torch.arange(3)))
     >>> data[2].ids, Subset(data, [1, 2])[0].ids
     (tensor(2), tensor(1))
     """
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: Any, *, ids: Tensor | None = None) -> None:
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise DataError(
                 f"WithIds needs a map-style data set (__len__ and __getitem__), got "
@@ -66,6 +68,11 @@ class WithIds(Dataset[Candidates]):
             raise _wrapped_twice(dataset)
         self.dataset = dataset
         self.origin, positions = _base(dataset)
+        if ids is not None:
+            require_ids(ids)
+            if len(ids) != len(dataset):
+                raise DataError(f"{len(ids)} ids for a data set of {len(dataset)} rows.")
+            positions = ids
         self.ids = torch.arange(len(dataset)) if positions is None else positions  # [N]
 
     def __len__(self) -> int:
