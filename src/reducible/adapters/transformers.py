@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from reducible.adapters.arguments import SelectionArguments
 from reducible.adapters.micro_batches import MicroBatch, endless, micro_batches
 from reducible.files import checkpoints
+from reducible.fitting import score_irreducible_loss, score_token_irreducible_loss
 from reducible.loading.ranks import candidate_loader
 from reducible.loop import (
     Chosen,
@@ -25,18 +26,19 @@ from reducible.loop import (
 )
 from reducible.plans import Plan
 from reducible.selectors import Selector, selector
-from reducible.stores import IrreducibleLossStore, TokenLossStore, WithIds, collate_with_ids
-from reducible.tasks import CausalLM, Classification, SequenceClassification, Task, token_losses
+from reducible.stores import IrreducibleLossStore, TokenLossStore, collate_with_ids
+from reducible.tasks import Task, token_losses
 from reducible.types import ConfigurationError
 
 try:
     from transformers import Trainer
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 except ImportError as error:
     raise ImportError(
         "reducible.adapters.transformers needs transformers: pip install 'reducible[transformers]'"
     ) from error
 
+
+from reducible.adapters.transformers_data import Ticks, rows_of, task_of
 
 if TYPE_CHECKING:
     _Base = Trainer  # what it is mixed into
@@ -96,6 +98,27 @@ class SelectionMixin(_Base):
         if self.train_dataset is not None:
             self._candidates()  # what cannot work is told now
 
+    def score_irreducible_loss(
+        self, model: nn.Module, **options: Any
+    ) -> IrreducibleLossStore | TokenLossStore:
+        """Scores the training set with a model as it stands, and chooses by that from now on.
+
+        The rows are those that the Trainer trains on, after all that it does to the data set.
+
+        Args:
+            model: a pretrained one, such as a smaller or older one, of the same tokenizer; never
+                trained on these rows.
+            options: of ``reducible.score_irreducible_loss``, or of its like for tokens.
+
+        Returns:
+            The losses, to be saved and passed as ``store=`` the next time.
+        """
+        rows, collate = rows_of(self, self.selection.ids_column)
+        model = model.to(self.args.device)
+        score: Any = score_token_irreducible_loss if self._by_token else score_irreducible_loss
+        self._store = score(model, rows, task=self.task, collate_fn=collate, **options)
+        return self._store
+
     # -- hooks ---------------------------------------------------------------------------------
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -112,7 +135,7 @@ class SelectionMixin(_Base):
             raise ValueError("Trainer: training requires a train_dataset.")
         self._loader = self._candidates()
         if isinstance(self.train_dataset, IterableDataset):
-            ticks: Any = _Endless()
+            ticks: Any = Ticks()
         else:
             ticks = range(self._planned_rows())
         clock = DataLoader(ticks, batch_size=self._train_batch_size, drop_last=True)
@@ -275,19 +298,13 @@ class SelectionMixin(_Base):
                 )
             collate = collate_with_ids(self.data_collator, ids=column)
             return DataLoader(dataset, size, collate_fn=collate, **options)
-        ids = None if column is None else _column(dataset, column)
-        collate = self.data_collator
-        if hasattr(dataset, "column_names"):
-            dataset = self._remove_unused_columns(dataset, description="Training")
-        else:
-            collate = self._get_collator_with_removed_columns(collate, description="Training")
-        rows = WithIds(dataset, ids=ids)
+        rows, collate = rows_of(self, column)
         seed = args.seed if args.data_seed is None else args.data_seed
         sampler = None
         if self._plan is not None:
             sampler = self._plan.sampler(rows, generator=torch.Generator().manual_seed(seed))
         elif getattr(args, "train_sampling_strategy", "random") != "random":
-            sampler = self._get_train_sampler(dataset)
+            sampler = self._get_train_sampler(rows.dataset)
         return candidate_loader(
             rows,
             size,
@@ -295,7 +312,7 @@ class SelectionMixin(_Base):
             rank=args.process_index,
             ranks=args.world_size,
             sampler=sampler,
-            collate_fn=collate_with_ids(collate),
+            collate_fn=collate,
             **options,
         )
 
@@ -361,32 +378,3 @@ class SelectionMixin(_Base):
 
 class SelectionTrainer(SelectionMixin, Trainer):
     """Hugging Face's Trainer, which chooses what it trains on; see ``SelectionMixin``."""
-
-
-def task_of(model: Any) -> Task:
-    """Says what batches of a transformers model mean: by its class, and by what it reads."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if type(inner).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-        return CausalLM()
-    if getattr(inner, "main_input_name", "input_ids") == "input_ids":
-        return SequenceClassification()
-    return Classification()
-
-
-def _column(dataset: Any, name: str) -> Tensor:
-    """[N] int64 ids in a column of a data set."""
-    names = getattr(dataset, "column_names", None)
-    if names is None or name not in names:
-        raise ConfigurationError(
-            f"there is no column {name!r} of ids in the training set: it has {names}. Was it lost "
-            "in map(…, remove_columns=…)? Leave ids_column out to count rows by position."
-        )
-    return torch.as_tensor(dataset.with_format(None)[name][:], dtype=torch.int64)
-
-
-class _Endless(IterableDataset[int]):
-    """The ticks of a clock whose data set has no length."""
-
-    def __iter__(self) -> Iterator[int]:
-        while True:
-            yield 0
