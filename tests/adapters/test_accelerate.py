@@ -1,0 +1,144 @@
+"""Accelerate: the plain loop's picks, accumulation, checkpoints."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import reducible as rd
+from hf_toys import Ids
+
+accelerate = pytest.importorskip("accelerate", reason="reducible[accelerate] is not installed")
+from accelerate import Accelerator  # noqa: E402
+
+from reducible.adapters.accelerate import SelectionLoader  # noqa: E402
+
+G = torch.Generator().manual_seed(0)
+X = torch.randn(256, 6, generator=G)
+DATA = TensorDataset(X, (X[:, 0] + 0.3 * torch.randn(256, generator=G) > 0).long())
+
+
+def _model() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+class Run:
+    """A training script of Accelerate's."""
+
+    def __init__(self, rule: str = "train_loss", *, accumulation: int = 1, **options: Any) -> None:
+        self.accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
+        model = _model()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.log, self.rows, self.updates = Ids(), list[int](), 0
+        loader = DataLoader(DATA, batch_size=8, shuffle=True)
+        self.loader = SelectionLoader(
+            self.accelerator,
+            self.model,
+            loader,
+            rule,
+            keep=0.25,
+            seed=3,
+            record=self.log,
+            **options,
+        )
+
+    def train(self, updates: int) -> None:
+        while True:
+            for chosen in self.loader:
+                with self.accelerator.accumulate(self.model):
+                    x, y = chosen.batch
+                    losses = F.cross_entropy(self.model(x), y, reduction="none")
+                    self.accelerator.backward(rd.weighted_mean(losses, chosen.weights))
+                    self.optimizer.step()
+                    self.optimizer.zero_grad()
+                self.rows.append(len(y))
+                self.updates += self.accelerator.sync_gradients
+                if self.updates == updates:
+                    return
+
+
+def _by_hand(rule: str, steps: int, n_b: int = 8) -> tuple[Ids, nn.Module]:
+    model, log = _model(), Ids()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    loader = DataLoader(
+        rd.WithIds(DATA), batch_size=4 * n_b, shuffle=True, drop_last=True,
+        generator=torch.Generator().manual_seed(3),
+    )  # fmt: skip
+    batches = rd.SelectingLoader(
+        loader, model, rd.selector(rule), keep=n_b, seed=3, record=log,
+        scoring=rd.Scoring(batchnorm="running"),
+    )  # fmt: skip
+    while batches.step < steps:
+        for chosen in batches:
+            x, y = chosen.batch
+            losses = F.cross_entropy(model(x), y, reduction="none")
+            rd.weighted_mean(losses, chosen.weights).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if batches.step == steps:
+                break
+    return log, model
+
+
+@pytest.mark.parametrize("rule", ["train_loss", "uniform", "grad_norm_is"])
+def test_the_picks_of_the_plain_loop_over_200_steps(rule: str) -> None:
+    run = Run(rule)
+    run.train(200)
+    log, model = _by_hand(rule, 200)
+    assert run.log.ids == log.ids
+    for mine, theirs in zip(run.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_the_rows_of_an_update_are_shared_over_its_micro_batches() -> None:
+    run = Run(accumulation=4)
+    run.train(50)
+    log, model = _by_hand("train_loss", 50, n_b=32)
+    assert run.rows == [8] * 200
+    assert run.log.ids == log.ids
+    for mine, theirs in zip(run.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["train_loss", "selective_backprop"])
+def test_a_run_stopped_inside_an_epoch_goes_on_with_the_same_ids(rule: str, tmp_path: Path) -> None:
+    whole = Run(rule)
+    whole.train(45)
+    whole.accelerator.save_state(str(tmp_path))
+    whole.train(100)
+    again = Run(rule)
+    again.accelerator.load_state(str(tmp_path))
+    again.train(55)
+    assert again.log.ids == whole.log.ids[45:]
+    for mine, theirs in zip(again.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_what_is_handed_out_can_be_sent_to_a_device() -> None:
+    from accelerate.utils import send_to_device
+
+    run = Run()
+    chosen = next(iter(run.loader))
+    sent: Any = send_to_device(chosen, "cpu")
+    assert isinstance(sent, rd.Chosen)
+    assert torch.equal(sent.ids, chosen.ids)
+
+
+def test_without_accelerate_the_cure_is_told() -> None:
+    code = (
+        "import sys; sys.modules['accelerate'] = None\n"
+        "try:\n    import reducible.adapters.accelerate\n"
+        "except ImportError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'reducible[accelerate]'" in done.stdout
