@@ -1,0 +1,283 @@
+"""Trains a small language model four ways; writes results/language of the folder it is started in.
+
+Every run is kept in runs/language as it ends, so that a study that was stopped goes on:
+
+    python -m reducible.lab.studies.language.measure costs    # quiet machine: nothing else running
+    python -m reducible.lab.studies.language.measure rates    # on a part of the holdout
+    python -m reducible.lab.studies.language.measure runs --seeds 0-4
+    python -m reducible.lab.studies.language.measure results
+
+One thread; about two hours. Then ``make docs``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+import reducible as rd
+from reducible.lab.provenance import current_commit, versions
+from reducible.lab.records import read_json, write_json
+from reducible.lab.studies.language.corpus import LENGTH, WORDS, Parts, parts
+from reducible.tasks import token_losses
+
+WORK, RESULTS = Path("runs") / "language", Path("results") / "language"
+STEPS, N_B, N_CANDIDATES = 900, 32, 128
+TOKENS_KEPT, PLAN_KEEPS = 0.6, 0.9
+REFERENCE = {"width": 64, "layers": 2, "steps": 300, "rate": 3e-3}
+METHODS = ("plain", "plan", "tokens", "sequences")
+RATES = (1e-3, 2e-3, 4e-3)
+TUNED_ON = 101  # seed
+TURNS, IN_TURN = 6, 5
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One seed's data, with what the reference model says of them."""
+
+    data: Parts
+    rows: Any  # the train set, with ids
+    by_token: rd.TokenLossStore
+    by_sequence: rd.IrreducibleLossStore
+    seconds: float  # that the reference model and its scores took
+
+
+def network(width: int, layers: int, seed: int) -> nn.Module:
+    """A GPT-2 of transformers' without dropout."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=WORDS, n_positions=LENGTH, n_embd=width, n_layer=layers,
+                n_head=width // 32, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+                bos_token_id=0, eos_token_id=0,
+            )
+        )  # fmt: skip
+
+
+def _batch(ids: Tensor) -> dict[str, Tensor]:
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+class _Rows(torch.utils.data.Dataset[dict[str, Tensor]]):
+    def __init__(self, ids: Tensor) -> None:
+        self.ids_of_tokens = ids
+
+    def __len__(self) -> int:
+        return len(self.ids_of_tokens)
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        return _batch(self.ids_of_tokens[i])
+
+
+@lru_cache(maxsize=1)
+def setting(seed: int) -> Setting:
+    """Splits, fits the reference on the holdout, and scores the train set by it."""
+    data = parts(seed)
+    began = time.perf_counter()
+    reference = network(REFERENCE["width"], REFERENCE["layers"], seed)
+    optimizer = torch.optim.AdamW(reference.parameters(), lr=REFERENCE["rate"], fused=True)
+    order = torch.Generator().manual_seed(seed)
+    for step in range(REFERENCE["steps"]):
+        _decay(optimizer, REFERENCE["rate"], step / REFERENCE["steps"])
+        rows = data.holdout[torch.randint(len(data.holdout), (N_B,), generator=order)]
+        logits = reference(**_batch(rows)).logits
+        token_losses(logits, rows)[:, 1:].mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    rows = rd.WithIds(_Rows(data.train))
+    by_token = rd.score_token_irreducible_loss(
+        reference, rows, batch_size=128, precision="bfloat16", progress=False
+    )
+    seconds = time.perf_counter() - began
+    # A sequence's loss is the mean of its tokens': nothing is scored twice.
+    everything = torch.ones(1, LENGTH, dtype=torch.bool).index_fill(1, torch.tensor([0]), False)
+    losses = by_token.lookup(by_token.ids, everything.expand(len(rows), -1))
+    means = losses.sum(1) / (LENGTH - 1)
+    return Setting(data, rows, by_token, rd.IrreducibleLossStore.from_tensor(means), seconds)
+
+
+def _decay(optimizer: torch.optim.Optimizer, rate: float, share: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def updates(made: Setting, model: nn.Module, method: str, rate: float, steps: int,
+            seed: int) -> Iterator[None]:  # fmt: skip
+    """Trains; an update at every turn."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, fused=True)
+    rows: Any = made.rows
+    if method == "plan":
+        kept = made.by_sequence.values.argsort()[: int(PLAN_KEEPS * len(rows))]
+        rows = Subset(rows, kept.sort().values.tolist())
+    loader = DataLoader(
+        rows, N_CANDIDATES if method == "sequences" else N_B, shuffle=True, drop_last=True,
+        generator=torch.Generator().manual_seed(seed),
+    )  # fmt: skip
+    batches = rd.SelectingLoader(
+        loader, model, rd.selector("rho" if method == "sequences" else "uniform"), keep=N_B,
+        store=made.by_sequence if method == "sequences" else None, task=rd.CausalLM(), seed=seed,
+        scoring=rd.Scoring(batchnorm="running", precision="bfloat16"),
+    )  # fmt: skip
+    tokens = rd.TokenSelection("rho", keep=TOKENS_KEPT, store=made.by_token, seed=seed)
+    while True:
+        for chosen in batches:
+            _decay(optimizer, rate, (batches.step - 1) / steps)
+            ids = chosen.batch["input_ids"]
+            logits: Tensor = model(**chosen.batch).logits
+            if method == "tokens":
+                loss = tokens.loss(logits, ids, chosen.ids)
+            else:
+                loss = token_losses(logits, ids)[:, 1:].mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            yield
+            if batches.step >= steps:
+                return
+
+
+def judged(model: nn.Module, rows: Tensor) -> float:
+    """Mean loss of a token, in nats."""
+    with torch.no_grad():
+        parts = [token_losses(model(**_batch(r)).logits, r)[:, 1:] for r in rows.split(256)]
+    return float(torch.cat(parts).double().mean())
+
+
+def costs() -> dict[str, Any]:
+    """Seconds of an update in those of a plain one, side by side in turns; and of the reference."""
+    torch.set_num_threads(1)
+    made = setting(TUNED_ON)
+    runs = {
+        m: updates(made, network(96, 3, 0), m, 1e-3, 10**6, TUNED_ON) for m in METHODS
+    }  # fmt: skip
+    taken: dict[str, list[float]] = {m: [] for m in METHODS}
+    for run in runs.values():
+        next(run)
+    for turn in range(TURNS):
+        for method in METHODS if turn % 2 == 0 else METHODS[::-1]:
+            began = time.perf_counter()
+            for _ in range(IN_TURN):
+                next(runs[method])
+            taken[method].append((time.perf_counter() - began) / IN_TURN)
+    middle = {m: statistics.median(values) for m, values in taken.items()}
+    return {
+        "update": {m: round(middle[m] / middle["plain"], 3) for m in METHODS},
+        "reference": round(made.seconds / middle["plain"]),
+    }
+
+
+def steps_of(method: str, budget: str, known: dict[str, Any]) -> int:
+    """Updates that fit: as many as plain's (equal tokens), or into its time, the fit included."""
+    if budget == "tokens" or method == "plain":
+        return STEPS
+    left = STEPS - known["reference"] * (budget == "time")
+    return int(left / known["update"][method])
+
+
+def _kept(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What was written under ``name``, made now if it was not."""
+    path = WORK / f"{name}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, make())
+        print(name, json.dumps(read_json(path)), flush=True)
+    return read_json(path)
+
+
+def _run(method: str, rate: float, steps: int, seed: int, *, validate: bool) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    made = setting(seed)
+    model = network(96, 3, 1000 + seed)
+    began = time.perf_counter()
+    for _ in updates(made, model, method, rate, steps, seed):
+        pass
+    seconds = time.perf_counter() - began
+    rows = made.data.holdout[:2000] if validate else made.data.test
+    return {"loss": judged(model, rows), "steps": steps, "rate": rate, "seconds": seconds}
+
+
+def rates() -> dict[str, float]:
+    """The best rate of each method at half the steps, on a part of the holdout, one seed."""
+    best: dict[str, float] = {}
+    for method in METHODS:
+        found = {
+            rate: _kept(f"rates/{method}-{rate:g}", lambda method=method, rate=rate: _run(
+                method, rate, STEPS // 2, TUNED_ON, validate=True))["loss"]
+            for rate in RATES
+        }  # fmt: skip
+        best[method] = min(found, key=lambda rate: found[rate])
+    return best
+
+
+def run(seeds: list[int]) -> None:
+    """Every method at equal tokens and in equal time, seed by seed."""
+    known, best = _kept("costs", costs), rates()
+    for seed in seeds:
+        for method in METHODS:
+            budgets = ("tokens",) if method == "plain" else ("tokens", "time", "shared")
+            for budget in budgets:
+                steps = steps_of(method, budget, known)
+                _kept(
+                    f"{seed}/{method}-{budget}",
+                    lambda method=method, steps=steps, seed=seed: _run(
+                        method, best[method], steps, seed, validate=False
+                    ),
+                )
+
+
+def write_results() -> Path:
+    """Joins what was kept into one file."""
+    seeds = sorted(int(p.name) for p in WORK.iterdir() if p.name.isdigit())
+    made = parts(0)
+    commit = current_commit()
+    path = RESULTS / f"{commit[:7]}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = {
+        "commit": commit,
+        "machine": {
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": versions(),
+        },
+        "corpus": {"digest": made.digest, "characters": made.characters},
+        "costs": read_json(WORK / "costs.json"),
+        "rates": {p.stem: read_json(p) for p in sorted((WORK / "rates").glob("*.json"))},
+        "seeds": [
+            {"seed": seed}
+            | {p.stem: read_json(p) for p in sorted((WORK / str(seed)).glob("*.json"))}
+            for seed in seeds
+        ],
+    }
+    write_json(path, found)
+    return path
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["costs", "rates", "runs", "results"])
+    parser.add_argument("--seeds", default="0-4")
+    asked = parser.parse_args()
+    first, _, last = asked.seeds.partition("-")
+    if asked.what == "costs":
+        _kept("costs", costs)
+    elif asked.what == "rates":
+        print(rates())
+    elif asked.what == "runs":
+        run(list(range(int(first), int(last or first) + 1)))
+    else:
+        print(write_results())
