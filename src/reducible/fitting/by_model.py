@@ -164,7 +164,9 @@ def _passes(
     ledger = ledger or Ledger()
     began = ledger.seconds["irreducible_loss"]
     bar = FitProgress(progress, fits=1)
-    loader = candidate_batches(train, loading.pop("batch_size"), shuffle=False, **loading)
+    size = loading.pop("batch_size")
+    generator = torch.Generator()  # a DataLoader draws a seed even if nothing is random
+    loader = candidate_batches(train, size, shuffle=False, generator=generator, **loading)
     bar.begin(len(loader))
     measurement, request = Measurement(model, scoring, task=task), Request(needs, {})
     device, per_row, rows = device_of(model), 0.0, 0

@@ -275,7 +275,9 @@ def inspection_of(
         task: finds labels.
         labels_compared: whether all labels were compared with the store's before.
     """
-    wanted = store is not None and store.fingerprint and not labels_compared
+    # Of a loss without targets nobody expects labels.
+    labelled = task.needs_targets or (store is not None and store.knows_labels)
+    wanted = store is not None and store.fingerprint and not labels_compared and labelled
     return Inspection(
         LabelInspection(store, task) if store is not None and wanted else None,
         WorkerInspection(loader) if WorkerInspection.watches(loader) else None,
