@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test bench docs mutation soak gpu format clean
+.PHONY: demo test bench docs oldest mutation soak gpu format clean
 
 # The main job, on embedded data. Needs Python 3.11 or newer with venv, nothing else.
 demo: $(VENV)/.ready
@@ -29,6 +29,14 @@ docs: $(VENV)/.ready-dev
 	$(BIN)/python scripts/make_docs.py
 	$(BIN)/python scripts/make_site.py
 
+# The trainers' tests again, with the oldest versions of their frameworks that are supported.
+oldest:
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install -q -c constraints.txt -e packages/data -e '.[lab,text]' \
+		accelerate==1.4.0 datasets==4.0.0 peft==0.18.0 pytorch-lightning==2.4.0 skorch==1.1.0 \
+		transformers==5.0.0 trl==0.28.0 hypothesis pytest scipy tensorboard
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-oldest/bin/python -m pytest -q tests/adapters tests/tasks
+
 # Break the rules, the loop, the gate and the plans one small way at a time; prints what no test notices.
 mutation: $(VENV)/.ready-dev
 	$(BIN)/python scripts/mutate.py
@@ -52,4 +60,4 @@ $(VENV)/.ready-dev: pyproject.toml packages/data/pyproject.toml constraints.txt
 	touch $@ $(VENV)/.ready
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest build dist .pytest_cache .ruff_cache .hypothesis

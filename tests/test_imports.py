@@ -44,6 +44,9 @@ ALLOWED = {
     "plans": "types files loading stores",
     "fitting": "types ledger files batches loading tasks stores scoring plans",
     "loop": "types ledger batches loading tasks selectors stores scoring",
+    "adapters": (
+        "types ledger files batches loading tasks selectors stores scoring plans fitting loop"
+    ),
     "costs": "types ledger batches tasks selectors stores scoring loop",
     "lab.__init__": "",
     "lab.locks": "types files",
@@ -80,7 +83,8 @@ ALLOWED = {
 }
 OPTIONAL = (
     "matplotlib pyarrow typer rich filelock reducible_data transformers tokenizers "
-    "sentence_transformers huggingface_hub lightning accelerate datasets torchvision pandas"
+    "sentence_transformers huggingface_hub lightning pytorch_lightning accelerate datasets skorch "
+    "sklearn trl peft torchvision pandas"
 )
 
 
@@ -132,7 +136,7 @@ def test_the_house_has_few_rooms() -> None:
     folders = [p.parent for p in SOURCE.rglob("__init__.py") if p.parent != SOURCE]
     packages = [f for f in folders if f.parent.name != "studies"]  # which hold no code of others
     assert len(modules) <= 9
-    assert len(modules) + len(packages) <= 22
+    assert len(modules) + len(packages) <= 23
 
 
 @pytest.mark.parametrize("path", _files(), ids=lambda p: str(p.relative_to(SOURCE)))
@@ -142,6 +146,22 @@ def test_a_file_imports_only_what_its_row_allows(path: Path) -> None:
     if ALLOWED[unit] == "*":
         return
     assert _ours(path) - {unit} <= set(ALLOWED[unit].split())
+
+
+FRAMEWORKS = {
+    "transformers": {"transformers"},
+    "transformers_data": {"transformers"},
+    "lightning": set[str](),  # of two packages the one that is there, by name
+    "accelerate": {"accelerate"},
+    "skorch": {"skorch"},
+}
+
+
+@pytest.mark.parametrize("path", sorted((SOURCE / "adapters").glob("*.py")), ids=lambda p: p.stem)
+def test_an_adapter_imports_its_framework_only(path: Path) -> None:
+    found = {name.split(".")[0] for name in _imports(path)}
+    others = found - set(sys.stdlib_module_names) - {"reducible", "torch"}
+    assert others == FRAMEWORKS.get(path.stem, set())
 
 
 def test_the_package_itself_is_imported_by_nobody_for_its_contents() -> None:
@@ -246,4 +266,4 @@ def test_the_root_is_a_floor_plan() -> None:
     modules = [p for p in SOURCE.glob("*.py") if p.name != "__init__.py"]
     packages = [p.parent for p in SOURCE.glob("*/__init__.py")]
     assert len(modules) <= 10
-    assert len(modules) + len(packages) <= 22
+    assert len(modules) + len(packages) <= 23

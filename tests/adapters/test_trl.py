@@ -15,7 +15,8 @@ pytest.importorskip("trl", reason="TRL is not installed")
 import datasets
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from reducible.adapters.transformers import SelectionArguments, SelectionMixin
 

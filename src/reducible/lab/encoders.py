@@ -134,6 +134,15 @@ def minilm_tokenizer(folder: str | Path | None = None) -> Tokenizer:
     return tokenizer
 
 
+def minilm_folder() -> Path:
+    """The folder of the installed weights, in the official format, as transformers reads it.
+
+    Raises:
+        ConfigurationError: the extra ``text`` is not installed.
+    """
+    return _folder(None)
+
+
 @final
 class SentenceClassifier(nn.Module):
     """Linear(mean over tokens of encoder(tokens)).

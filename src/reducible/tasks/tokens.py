@@ -91,15 +91,18 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
             "several examples into one row (padding-free)? Turn that off."
         )
     rows, length, words = logits.shape
-    predicting, wanted = logits[:, :-1], labels[:, 1:]
-    # Without a graph the wide copy of half-precision logits is made in pieces: it is the largest
-    # tensor of all.
+    # Labels are moved, not logits: the largest tensor of all is neither cut nor transposed.
+    wanted = F.pad(labels[:, 1:], (0, 1), value=IGNORED)  # [B, T]
+    # Without a graph the wide copy of half-precision logits is made in pieces.
     step = rows if logits.requires_grad else max(1, _AT_ONCE // max(1, length * words))
     parts = [
-        F.cross_entropy(part.transpose(1, 2).float(), at, reduction="none", ignore_index=IGNORED)
-        for part, at in zip(predicting.split(step), wanted.split(step), strict=True)
+        F.cross_entropy(
+            part.flatten(0, 1).float(), at.flatten(), reduction="none", ignore_index=IGNORED
+        )
+        for part, at in zip(logits.split(step), wanted.split(step), strict=True)
     ]
-    return F.pad(torch.cat(parts), (1, 0))  # [B, T]
+    losses = torch.cat(parts).view(rows, length)
+    return F.pad(losses[:, :-1], (1, 0))
 
 
 def is_predicted(labels: Tensor) -> Tensor:

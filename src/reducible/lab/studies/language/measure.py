@@ -41,7 +41,7 @@ REFERENCE = {"width": 64, "layers": 2, "steps": 300, "rate": 3e-3}
 METHODS = ("plain", "plan", "tokens", "sequences")
 RATES = (1e-3, 2e-3, 4e-3)
 TUNED_ON = 101  # seed
-TURNS, IN_TURN = 6, 5
+TURNS, IN_TURN = 10, 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,6 @@ class Setting:
     rows: Any  # the train set, with ids
     by_token: rd.TokenLossStore
     by_sequence: rd.IrreducibleLossStore
-    seconds: float  # that the reference model and its scores took
 
 
 def network(width: int, layers: int, seed: int) -> nn.Module:
@@ -89,8 +88,21 @@ class _Rows(torch.utils.data.Dataset[dict[str, Tensor]]):
 def setting(seed: int) -> Setting:
     """Splits, fits the reference on the holdout, and scores the train set by it."""
     data = parts(seed)
-    began = time.perf_counter()
     reference = network(REFERENCE["width"], REFERENCE["layers"], seed)
+    for _ in _reference_updates(reference, data, seed):
+        pass
+    rows = rd.WithIds(_Rows(data.train))
+    by_token = rd.score_token_irreducible_loss(
+        reference, rows, batch_size=N_CANDIDATES, precision="bfloat16", progress=False
+    )
+    # A sequence's loss is the mean of its tokens': nothing is scored twice.
+    everything = torch.ones(1, LENGTH, dtype=torch.bool).index_fill(1, torch.tensor([0]), False)
+    losses = by_token.lookup(by_token.ids, everything.expand(len(rows), -1))
+    means = losses.sum(1) / (LENGTH - 1)
+    return Setting(data, rows, by_token, rd.IrreducibleLossStore.from_tensor(means))
+
+
+def _reference_updates(reference: nn.Module, data: Parts, seed: int) -> Iterator[None]:
     optimizer = torch.optim.AdamW(reference.parameters(), lr=REFERENCE["rate"], fused=True)
     order = torch.Generator().manual_seed(seed)
     for step in range(REFERENCE["steps"]):
@@ -100,16 +112,19 @@ def setting(seed: int) -> Setting:
         token_losses(logits, rows)[:, 1:].mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-    rows = rd.WithIds(_Rows(data.train))
-    by_token = rd.score_token_irreducible_loss(
-        reference, rows, batch_size=128, precision="bfloat16", progress=False
-    )
-    seconds = time.perf_counter() - began
-    # A sequence's loss is the mean of its tokens': nothing is scored twice.
-    everything = torch.ones(1, LENGTH, dtype=torch.bool).index_fill(1, torch.tensor([0]), False)
-    losses = by_token.lookup(by_token.ids, everything.expand(len(rows), -1))
-    means = losses.sum(1) / (LENGTH - 1)
-    return Setting(data, rows, by_token, rd.IrreducibleLossStore.from_tensor(means), seconds)
+        yield
+
+
+def _reference_scores(reference: nn.Module, data: Parts) -> Iterator[None]:
+    """Scores a batch of the train set at every turn, as the store is made."""
+    needs, task = frozenset({"logits", "targets"}), rd.CausalLM()
+    scoring = rd.Scoring(batchnorm="running", precision="bfloat16")
+    while True:
+        for rows in data.train.split(N_CANDIDATES):
+            here = rd.Candidates(torch.arange(len(rows)), _batch(rows))
+            found = rd.measure(reference, here, needs, scoring, task=task)
+            token_losses(found.require("logits"), found.require("targets"))
+            yield
 
 
 def _decay(optimizer: torch.optim.Optimizer, rate: float, share: float) -> None:
@@ -163,22 +178,25 @@ def costs() -> dict[str, Any]:
     """Seconds of an update in those of a plain one, side by side in turns; and of the reference."""
     torch.set_num_threads(1)
     made = setting(TUNED_ON)
-    runs = {
-        m: updates(made, network(96, 3, 0), m, 1e-3, 10**6, TUNED_ON) for m in METHODS
-    }  # fmt: skip
-    taken: dict[str, list[float]] = {m: [] for m in METHODS}
+    runs = {m: updates(made, network(96, 3, 0), m, 1e-3, 10**6, TUNED_ON) for m in METHODS}
+    small = network(REFERENCE["width"], REFERENCE["layers"], 0)
+    runs["fit"] = _reference_updates(small, made.data, 0)
+    runs["score"] = _reference_scores(small, made.data)
+    taken: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         next(run)
     for turn in range(TURNS):
-        for method in METHODS if turn % 2 == 0 else METHODS[::-1]:
+        for name in list(runs) if turn % 2 == 0 else list(runs)[::-1]:
             began = time.perf_counter()
             for _ in range(IN_TURN):
-                next(runs[method])
-            taken[method].append((time.perf_counter() - began) / IN_TURN)
-    middle = {m: statistics.median(values) for m, values in taken.items()}
+                next(runs[name])
+            taken[name].append((time.perf_counter() - began) / IN_TURN)
+    middle = {name: statistics.median(values) / statistics.median(taken["plain"])
+              for name, values in taken.items()}  # fmt: skip
+    scored = math.ceil(len(made.rows) / N_CANDIDATES)
     return {
-        "update": {m: round(middle[m] / middle["plain"], 3) for m in METHODS},
-        "reference": round(made.seconds / middle["plain"]),
+        "update": {m: round(middle[m], 3) for m in METHODS},
+        "reference": round(REFERENCE["steps"] * middle["fit"] + scored * middle["score"]),
     }
 
 

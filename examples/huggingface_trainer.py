@@ -1,0 +1,56 @@
+"""RHO-LOSS in Hugging Face's Trainer: a pretrained MiniLM on film sentences, 10 % wrong labels."""
+
+import datasets
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    DataCollatorWithPadding,
+    TrainingArguments,
+)
+
+import reducible as rd
+from reducible.adapters.transformers import SelectionArguments, SelectionTrainer
+from reducible.lab.data import flip_labels, sentences
+from reducible.lab.encoders import minilm_folder
+
+
+def main() -> None:
+    folder = minilm_folder()  # the installed files of all-MiniLM-L6-v2; a name on the hub will do
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = sentences()
+    noisy = flip_labels(texts.targets, 0.1, num_classes=2, generator=torch.Generator())
+    columns = {"text": texts.texts, "labels": noisy.targets.tolist()}
+    data = datasets.Dataset.from_dict(columns | {"truth": texts.targets.tolist()}).shuffle(seed=0)
+    data = data.map(lambda rows: tokenizer(rows["text"], truncation=True, max_length=32),
+                    batched=True, remove_columns="text")  # fmt: skip
+    holdout, train = data.select(range(3_000)), data.select(range(3_000, 8_000))
+    test = (
+        data.select(range(9_000, 9_400)).remove_columns("labels").rename_column("truth", "labels")
+    )
+    pad = DataCollatorWithPadding(tokenizer)
+
+    small = BertConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=2,
+                       intermediate_size=128, vocab_size=len(tokenizer))  # fmt: skip
+    store = rd.fit_irreducible_loss(
+        lambda: BertForSequenceClassification(small), rd.WithIds(holdout), rd.WithIds(train),
+        task=rd.SequenceClassification(), collate_fn=rd.collate_with_ids(pad), epochs=3,
+        progress=False,
+    )  # fmt: skip
+    trainer = SelectionTrainer(
+        AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2),
+        TrainingArguments("runs/huggingface", per_device_train_batch_size=16, max_steps=60,
+                          learning_rate=2e-4, logging_steps=20, report_to=[], use_cpu=True,
+                          save_strategy="no", disable_tqdm=True),
+        train_dataset=train, eval_dataset=test, data_collator=pad, store=store,
+        selection=SelectionArguments(selector="rho", keep=0.25, scoring_precision="bfloat16"),
+        compute_metrics=lambda p: {"accuracy": (p.predictions.argmax(1) == p.label_ids).mean()},
+    )  # fmt: skip
+    trainer.train()
+    print(f"test accuracy {trainer.evaluate()['eval_accuracy']:.1%}")
+
+
+if __name__ == "__main__":
+    main()
