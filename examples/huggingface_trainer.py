@@ -5,8 +5,6 @@ import torch
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertConfig,
-    BertForSequenceClassification,
     DataCollatorWithPadding,
     TrainingArguments,
 )
@@ -14,7 +12,7 @@ from transformers import (
 import reducible as rd
 from reducible.adapters.transformers import SelectionArguments, SelectionTrainer
 from reducible.lab.data import flip_labels, sentences
-from reducible.lab.encoders import minilm_folder
+from reducible.lab.encoders import bag_of_embeddings, minilm_folder
 
 
 def main() -> None:
@@ -32,18 +30,15 @@ def main() -> None:
     )
     pad = DataCollatorWithPadding(tokenizer)
 
-    small = BertConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=2,
-                       intermediate_size=128, vocab_size=len(tokenizer))  # fmt: skip
     store = rd.fit_irreducible_loss(
-        lambda: BertForSequenceClassification(small), rd.WithIds(holdout), rd.WithIds(train),
-        task=rd.SequenceClassification(), collate_fn=rd.collate_with_ids(pad), epochs=3,
-        progress=False,
+        bag_of_embeddings, rd.WithIds(holdout), rd.WithIds(train), epochs=10, progress=False,
+        task=rd.SequenceClassification(), collate_fn=rd.collate_with_ids(pad),
     )  # fmt: skip
     trainer = SelectionTrainer(
         AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2),
-        TrainingArguments("runs/huggingface", per_device_train_batch_size=16, max_steps=60,
-                          learning_rate=2e-4, logging_steps=20, report_to=[], use_cpu=True,
-                          save_strategy="no", disable_tqdm=True),
+        TrainingArguments("runs/huggingface", per_device_train_batch_size=16, max_steps=50,
+                          learning_rate=2e-4, warmup_steps=10, logging_steps=25, report_to=[],
+                          use_cpu=True, save_strategy="no", disable_tqdm=True),
         train_dataset=train, eval_dataset=test, data_collator=pad, store=store,
         selection=SelectionArguments(selector="rho", keep=0.25, scoring_precision="bfloat16"),
         compute_metrics=lambda p: {"accuracy": (p.predictions.argmax(1) == p.label_ids).mean()},

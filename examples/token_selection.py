@@ -1,7 +1,7 @@
 """A language model trained on the tokens that a reference model finds learnable (Rho-1)."""
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import reducible as rd
@@ -9,25 +9,14 @@ from reducible.lab.data import sentences
 from reducible.tasks import token_losses
 
 
-class Lines(Dataset):
-    def __init__(self, texts: list[str]) -> None:  # bytes: 256 tokens, of which 0 pads
-        self.rows = [list(text.encode()[:96]) for text in texts]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, i: int) -> list[int]:
-        return self.rows[i]
-
-
-def collate(rows: list[list[int]]) -> dict[str, torch.Tensor]:
+def collate(rows: list[list[int]]) -> dict[str, torch.Tensor]:  # 0 pads
     longest = max(map(len, rows))
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
     labels = ids.masked_fill(ids == 0, -100)
     return {"input_ids": ids, "attention_mask": (ids > 0).long(), "labels": labels}
 
 
-def train(data: Dataset, steps: int, tokens: rd.TokenSelection | None) -> GPT2LMHeadModel:
+def train(data: Subset, steps: int, tokens: rd.TokenSelection | None) -> GPT2LMHeadModel:
     torch.manual_seed(0)
     model = GPT2LMHeadModel(
         GPT2Config(vocab_size=256, n_positions=96, n_embd=48, n_layer=2, n_head=2,
@@ -49,7 +38,7 @@ def train(data: Dataset, steps: int, tokens: rd.TokenSelection | None) -> GPT2LM
 
 
 def main() -> None:
-    data = rd.WithIds(Lines(sentences().texts))
+    data = rd.WithIds([list(text.encode()[:96]) for text in sentences().texts])  # 256 tokens
     holdout, rows = Subset(data, range(3_200)), Subset(data, range(3_200, 6_400))
     reference = train(holdout, 60, None)  # a pretrained model as it stands will do
     store = rd.score_token_irreducible_loss(
