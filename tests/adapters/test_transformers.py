@@ -191,6 +191,19 @@ def test_what_is_logged(tmp_path: Path) -> None:
         assert line["selection/score"] >= line["loss"] - 1e-4  # losses of the chosen, before
 
 
+def test_what_is_passed_over_is_not_counted_as_trained(tmp_path: Path) -> None:
+    made, log = trainer(tmp_path, max_steps=10, include_num_input_tokens_seen="all")
+    made.train()
+    assert made.batches is not None
+    counts = made.batches.ledger.counts
+    assert (counts.examples_scored, counts.examples_trained, counts.updates) == (320, 80, 10)
+    longest = [max(len(DATA[i]["input_ids"]) for i in ids) for ids in log.ids]
+    assert made.state.num_input_tokens_seen == sum(8 * length for length in longest)
+    done = next(line for line in made.state.log_history if "train_samples_per_second" in line)
+    rate = done["train_samples_per_second"] * done["train_runtime"]
+    assert rate == pytest.approx(80, rel=0.05)
+
+
 def test_arguments_are_read_from_a_command_line(tmp_path: Path) -> None:
     parser = HfArgumentParser((TrainingArguments, SelectionArguments))  # pyright: ignore[reportArgumentType]
     args, selection = parser.parse_args_into_dataclasses(

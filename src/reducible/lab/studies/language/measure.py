@@ -17,8 +17,8 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -35,13 +35,15 @@ from reducible.lab.studies.language.corpus import LENGTH, WORDS, Parts, parts
 from reducible.tasks import token_losses
 
 WORK, RESULTS = Path("runs") / "language", Path("results") / "language"
-STEPS, N_B, N_CANDIDATES = 900, 32, 128
+STEPS, N_B, N_CANDIDATES = 600, 32, 128
+TRAIN = 20_000  # sequences: plain passes over them once
 TOKENS_KEPT, PLAN_KEEPS = 0.6, 0.9
-REFERENCE = {"width": 64, "layers": 2, "steps": 300, "rate": 3e-3}
+REFERENCE = {"width": 64, "layers": 2, "steps": 200, "rate": 3e-3}
 METHODS = ("plain", "plan", "tokens", "sequences")
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (2e-3, 4e-3, 8e-3)
 TUNED_ON = 101  # seed
 TURNS, IN_TURN = 10, 5
+WARMUP = 0.1  # share of the updates
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,8 @@ class _Rows(torch.utils.data.Dataset[dict[str, Tensor]]):
 @lru_cache(maxsize=1)
 def setting(seed: int) -> Setting:
     """Splits, fits the reference on the holdout, and scores the train set by it."""
-    data = parts(seed)
+    whole = parts(seed)
+    data = replace(whole, train=whole.train[:TRAIN], kinds=whole.kinds[:TRAIN])
     reference = network(REFERENCE["width"], REFERENCE["layers"], seed)
     for _ in _reference_updates(reference, data, seed):
         pass
@@ -106,10 +109,11 @@ def _reference_updates(reference: nn.Module, data: Parts, seed: int) -> Iterator
     optimizer = torch.optim.AdamW(reference.parameters(), lr=REFERENCE["rate"], fused=True)
     order = torch.Generator().manual_seed(seed)
     for step in range(REFERENCE["steps"]):
-        _decay(optimizer, REFERENCE["rate"], step / REFERENCE["steps"])
+        _schedule(optimizer, REFERENCE["rate"], step / REFERENCE["steps"])
         rows = data.holdout[torch.randint(len(data.holdout), (N_B,), generator=order)]
         logits = reference(**_batch(rows)).logits
         token_losses(logits, rows)[:, 1:].mean().backward()
+        nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         yield
@@ -127,9 +131,11 @@ def _reference_scores(reference: nn.Module, data: Parts) -> Iterator[None]:
             yield
 
 
-def _decay(optimizer: torch.optim.Optimizer, rate: float, share: float) -> None:
+def _schedule(optimizer: torch.optim.Optimizer, rate: float, share: float) -> None:
+    """A tenth of the updates up in a line, then a cosine; ``share`` of them are done."""
+    up, down = share / WARMUP, (share - WARMUP) / (1 - WARMUP)
     for group in optimizer.param_groups:
-        group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * share))
+        group["lr"] = rate * min(up + 0.01, 0.5 * (1 + math.cos(math.pi * max(down, 0.0))))
 
 
 def updates(made: Setting, model: nn.Module, method: str, rate: float, steps: int,
@@ -152,7 +158,7 @@ def updates(made: Setting, model: nn.Module, method: str, rate: float, steps: in
     tokens = rd.TokenSelection("rho", keep=TOKENS_KEPT, store=made.by_token, seed=seed)
     while True:
         for chosen in batches:
-            _decay(optimizer, rate, (batches.step - 1) / steps)
+            _schedule(optimizer, rate, (batches.step - 1) / steps)
             ids = chosen.batch["input_ids"]
             logits: Tensor = model(**chosen.batch).logits
             if method == "tokens":
@@ -160,6 +166,7 @@ def updates(made: Setting, model: nn.Module, method: str, rate: float, steps: in
             else:
                 loss = token_losses(logits, ids)[:, 1:].mean()
             loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
             yield
@@ -230,10 +237,10 @@ def _run(method: str, rate: float, steps: int, seed: int, *, validate: bool) -> 
     return {"loss": judged(model, rows), "steps": steps, "rate": rate, "seconds": seconds}
 
 
-def rates() -> dict[str, float]:
+def rates(methods: Sequence[str] = METHODS) -> dict[str, float]:
     """The best rate of each method at half the steps, on a part of the holdout, one seed."""
     best: dict[str, float] = {}
-    for method in METHODS:
+    for method in methods:
         found = {
             rate: _kept(f"rates/{method}-{rate:g}", lambda method=method, rate=rate: _run(
                 method, rate, STEPS // 2, TUNED_ON, validate=True))["loss"]
@@ -289,12 +296,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["costs", "rates", "runs", "results"])
     parser.add_argument("--seeds", default="0-4")
+    parser.add_argument("--methods", nargs="+", default=METHODS, help="of rates")
     asked = parser.parse_args()
     first, _, last = asked.seeds.partition("-")
     if asked.what == "costs":
         _kept("costs", costs)
     elif asked.what == "rates":
-        print(rates())
+        print(rates(asked.methods))
     elif asked.what == "runs":
         run(list(range(int(first), int(last or first) + 1)))
     else:
