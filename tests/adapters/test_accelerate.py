@@ -124,6 +124,17 @@ def test_a_run_stopped_inside_an_epoch_goes_on_with_the_same_ids(rule: str, tmp_
         assert torch.equal(mine, theirs)
 
 
+def test_candidates_are_scored_in_the_precision_of_training() -> None:
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    seen = set[torch.dtype]()
+    model = _model()
+    model[0].register_forward_hook(lambda *args: seen.add(args[2].dtype))  # pyright: ignore[reportIndexIssue]
+    model = accelerator.prepare(model)
+    loader = SelectionLoader(accelerator, model, DataLoader(DATA, 8), "train_loss", keep=0.25)
+    assert len(next(iter(loader)).ids) == 8  # scored, and not trained on yet
+    assert seen == {torch.bfloat16}
+
+
 def test_what_is_handed_out_can_be_sent_to_a_device() -> None:
     from accelerate.utils import send_to_device
 

@@ -178,6 +178,30 @@ def test_candidates_are_scored_in_the_precision_of_training(precision: Any, tmp_
     assert [len(ids) for ids in log.ids] == [8] * 3
 
 
+@pytest.mark.parametrize("how", ["clipped", "compiled", "frozen norm"])
+def test_selection_goes_with_what_trainers_do(how: str, tmp_path: Path) -> None:
+    def fitted(changed: bool) -> Ids:
+        module = Module()
+        settings: dict[str, Any] = {"max_steps": 12}
+        if changed and how == "compiled":
+            module.net.compile(backend="eager")
+        elif changed and how == "clipped":
+            settings["gradient_clip_val"] = 1e-4
+        elif how == "frozen norm":
+            module.net = nn.Sequential(nn.BatchNorm1d(6).eval(), module.net)
+        loader, log = _loader(module)
+        _trainer(tmp_path, **settings).fit(module, loader)
+        return log
+
+    plain, changed = fitted(False), fitted(True)
+    assert [len(ids) for ids in changed.ids] == [8] * 12
+    if how == "clipped":
+        assert changed.ids[0] == plain.ids[0]
+        assert changed.ids != plain.ids  # smaller steps, other losses
+    else:
+        assert changed.ids == plain.ids
+
+
 def test_rules_that_weigh_rows_need_a_module_that_hears_of_it(tmp_path: Path) -> None:
     module = Module()
     loader, _ = _loader(module, "grad_norm_is")

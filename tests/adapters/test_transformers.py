@@ -162,6 +162,24 @@ def test_what_cannot_work_is_told_at_construction(tmp_path: Path) -> None:
         make(selector="rhoo")
 
 
+def test_weights_and_a_loss_of_the_trainers_own_do_not_go_together(tmp_path: Path) -> None:
+    made, _ = trainer(tmp_path, rule="grad_norm_is", label_smoothing_factor=0.1)
+    with pytest.raises(rd.ConfigurationError, match="that takes no weights"):
+        made.train()
+
+
+def test_a_plan_in_two_lines(tmp_path: Path) -> None:
+    """Together with a rule, and alone: then every row of the plan in its turn."""
+    store = rd.IrreducibleLossStore.from_tensor(torch.linspace(0.1, 5.0, 256))
+    labels, floor = torch.tensor(DATA["labels"][:]), torch.tensor([0.05, 0.05])
+    plan = rd.Plan.from_irreducible_loss(store, range(256), labels, noise_floor=floor)
+    for rule, keep in (("uniform", 1.0), ("train_loss", 0.5)):
+        made, log = trainer(tmp_path, rule=rule, keep=keep, max_steps=40, options={"plan": plan})
+        made.train()
+        assert made.state.global_step == 40
+        assert {i for ids in log.ids for i in ids} <= set(plan.ids.tolist())
+
+
 def test_a_streamed_data_set_with_a_column_of_ids(tmp_path: Path) -> None:
     stream = DATA.add_column("key", list(range(len(DATA)))).to_iterable_dataset()
     log = Ids()

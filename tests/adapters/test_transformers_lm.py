@@ -188,6 +188,22 @@ def test_prompts_that_are_masked_are_not_chosen_from(tmp_path: Path) -> None:
         other.train()
 
 
+def test_remembered_losses_leave_the_trainers_own_loss_as_it_is(tmp_path: Path) -> None:
+    """Tokens weigh alike in it, sequences in what is remembered."""
+    plain, remembering = Ids(), Ids()
+    first = _trainer(tmp_path, plain, **ONE_STEP)
+    first.train()
+    selection = SelectionArguments("train_loss", keep=0.25, max_age=4)
+    second = _trainer(tmp_path, remembering, selection=selection, **ONE_STEP)
+    second.train()
+    assert remembering.ids == plain.ids  # nothing is remembered at the first step
+    torch.testing.assert_close(_step_of(second.model), _step_of(first.model))
+    longer = _trainer(tmp_path, Ids(), selection=selection, max_steps=8)
+    longer.train()
+    assert longer.batches is not None
+    assert longer.batches.ledger.counts.examples_scored < 8 * 32  # four passes over 128 rows
+
+
 def test_rules_that_read_class_probabilities_are_refused(tmp_path: Path) -> None:
     made = _trainer(tmp_path, Ids(), selection=SelectionArguments("entropy", keep=0.25))
     with pytest.raises(rd.ConfigurationError, match=r"needs \['mc_logits'\], which CausalLM does"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import reducible as rd
-from hf_toys import Ids, arguments, bert, padded, texts
+from hf_toys import Ids, arguments, bert, gpt, padded, padded_lm, texts
 
 datasets = pytest.importorskip("datasets", reason="reducible[transformers] is not installed")
 
@@ -49,6 +49,26 @@ def test_a_run_stopped_inside_a_pass_goes_on_with_the_same_ids(
     assert whole.model is not None
     for mine, theirs in zip(again.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_a_run_that_chooses_tokens_goes_on_with_the_same_tokens(tmp_path: Path) -> None:
+    def made(folder: Path) -> tuple[SelectionTrainer, Ids]:
+        log = Ids()
+        settings = arguments(folder, max_steps=12, save_strategy="steps", save_steps=5)
+        trainer = SelectionTrainer(
+            gpt(), settings, train_dataset=DATA.select_columns(["input_ids", "attention_mask"]),
+            data_collator=padded_lm, selection=SelectionArguments("uniform", token_keep=0.5),
+            loader_options={"record": log},
+        )  # fmt: skip
+        return trainer, log
+
+    whole, all_ids = made(tmp_path / "whole")
+    whole.train()
+    again, ids = made(tmp_path / "again")
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
+    assert ids.ids == all_ids.ids[5:]
+    for mine, theirs in zip(again.model.parameters(), whole.model.parameters(), strict=True):  # pyright: ignore[reportOptionalMemberAccess]
+        assert torch.equal(mine, theirs)  # tokens are drawn at random, by step
 
 
 def test_training_again_begins_anew(tmp_path: Path) -> None:

@@ -161,7 +161,12 @@ class SelectionMixin(_Base):
         batches = [part.batch for part in parts]
         self._pending.extend(parts)
         weighted = bool((chosen.weights != 1).any())
-        self._own_loss = self._by_token or self._remembers or weighted
+        if weighted and (self.compute_loss_func or self.label_smoother) is not None:
+            raise ConfigurationError(
+                "the rule weighs rows, and the trainer has a loss of its own (compute_loss_func, "
+                "label_smoothing_factor) that takes no weights. Leave it out, or take another rule."
+            )
+        self._own_loss = self._by_token or weighted
         if self._tokens is not None:
             self._scale = self._token_scale(batches)
         return batches, self._get_num_items_in_batch(batches, device)
@@ -178,8 +183,10 @@ class SelectionMixin(_Base):
             self._part = None
 
     def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """The trainer's own, unless it is needed by row (for weights, or a memory) or by token."""
+        """The trainer's own, unless rows have weights or tokens are chosen."""
         part = self._part
+        if part is not None and self._remembers and not self._own_loss:
+            return self._remembered_loss(model, inputs, part, *args, **kwargs)
         if part is None or not self._own_loss:
             return super().compute_loss(model, inputs, *args, **kwargs)
         task = self.task
@@ -195,6 +202,19 @@ class SelectionMixin(_Base):
                 self.batches.remember(part.ids, each)
             loss = weighted_mean(each, part.weights.to(each))
         return (loss, outputs) if kwargs.get("return_outputs") else loss
+
+    def _remembered_loss(
+        self, model: nn.Module, inputs: Any, part: MicroBatch, *args: Any, **kwargs: Any
+    ) -> Any:
+        """The trainer's own loss; those of the rows are told to the loop."""
+        wanted, labels = kwargs.pop("return_outputs", False), self.task.targets(inputs)
+        made: Any = super().compute_loss(model, inputs, *args, return_outputs=True, **kwargs)
+        loss, outputs = made
+        with torch.no_grad():
+            each = self.task.loss(outputs.logits, labels)  # pyright: ignore[reportArgumentType]
+        if self.batches is not None:
+            self.batches.remember(part.ids, each)
+        return (loss, outputs) if wanted else loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """The trainer's own; its time is not charged to training."""

@@ -35,12 +35,13 @@ from reducible.lab.studies.language.corpus import LENGTH, WORDS, Parts, parts
 from reducible.tasks import token_losses
 
 WORK, RESULTS = Path("runs") / "language", Path("results") / "language"
-STEPS, N_B, N_CANDIDATES = 600, 32, 128
-TRAIN = 20_000  # sequences: plain passes over them once
+STEPS, N_B, N_CANDIDATES = 1500, 32, 128
+TRAIN = 20_000  # sequences: plain passes over them two and a half times
+NETWORK = {"width": 64, "layers": 2}
 TOKENS_KEPT, PLAN_KEEPS = 0.6, 0.9
-REFERENCE = {"width": 64, "layers": 2, "steps": 200, "rate": 3e-3}
+REFERENCE = {"width": 64, "layers": 2, "steps": 300, "rate": 2e-3}
 METHODS = ("plain", "plan", "tokens", "sequences")
-RATES = (2e-3, 4e-3, 8e-3)
+RATES = (1e-3, 2e-3, 4e-3)
 TUNED_ON = 101  # seed
 TURNS, IN_TURN = 10, 5
 WARMUP = 0.1  # share of the updates
@@ -185,7 +186,7 @@ def costs() -> dict[str, Any]:
     """Seconds of an update in those of a plain one, side by side in turns; and of the reference."""
     torch.set_num_threads(1)
     made = setting(TUNED_ON)
-    runs = {m: updates(made, network(96, 3, 0), m, 1e-3, 10**6, TUNED_ON) for m in METHODS}
+    runs = {m: updates(made, network(**NETWORK, seed=0), m, 1e-3, 10**6, TUNED_ON) for m in METHODS}
     small = network(REFERENCE["width"], REFERENCE["layers"], 0)
     runs["fit"] = _reference_updates(small, made.data, 0)
     runs["score"] = _reference_scores(small, made.data)
@@ -228,7 +229,7 @@ def _kept(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def _run(method: str, rate: float, steps: int, seed: int, *, validate: bool) -> dict[str, Any]:
     torch.set_num_threads(1)
     made = setting(seed)
-    model = network(96, 3, 1000 + seed)
+    model = network(**NETWORK, seed=1000 + seed)
     began = time.perf_counter()
     for _ in updates(made, model, method, rate, steps, seed):
         pass
