@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("transformers", reason="reducible[text] is not installed")
 
 from reducible.lab.studies.language import corpus, measure
-from reducible.lab.studies.language.tables import table
+from reducible.lab.studies.language.tables import collect, table
 
 
 @pytest.fixture
@@ -26,8 +26,7 @@ def little(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(corpus, "texts", lambda: list(short))
     monkeypatch.setattr(measure, "STEPS", 6)
     monkeypatch.setattr(measure, "REFERENCE", {"width": 32, "layers": 1, "steps": 12, "rate": 1e-3})
-    monkeypatch.setattr(measure, "WORK", tmp_path / "runs")
-    monkeypatch.setattr(measure, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
     monkeypatch.setattr(measure, "TURNS", 1)
     measure.setting.cache_clear()
     yield
@@ -57,8 +56,7 @@ def test_a_study_of_few_updates_from_costs_to_its_table(little: None) -> None:
         for rate in measure.RATES:
             measure._kept(f"rates/{method}-{rate:g}", lambda: {"loss": 5.0})
     measure.run([0, 1])
-    path = measure.write_results()
-    made: dict[str, Any] = measure.read_json(path)
+    made = collect(measure.RESULTS)
     assert [seed["seed"] for seed in made["seeds"]] == [0, 1]
     for seed in made["seeds"]:
         assert 3 < seed["plain-tokens"]["loss"] < 8
@@ -70,13 +68,16 @@ def test_a_study_of_few_updates_from_costs_to_its_table(little: None) -> None:
 
 def test_the_table_by_hand() -> None:
     runs = [(0, 4.0, 3.9), (1, 4.2, 4.0), (2, 4.1, 4.05)]
-    made = {
+    made: dict[str, Any] = {
         "seeds": [
             {"seed": s, "plain-tokens": {"loss": a, "steps": 600}, "tokens-tokens": {"loss": b}}
             for s, a, b in runs
         ],
-        "costs": {"update": dict.fromkeys(measure.METHODS, 1.0), "reference": 200},
-        "corpus": {"characters": {"source": 3_000_000}},
+        "costs": {
+            "update": dict.fromkeys(measure.METHODS, 1.0),
+            "reference": 200,
+            "corpus": {"characters": {"source": 3_000_000}},
+        },
     }
     lines = table(made).splitlines()
     assert lines[2].startswith("| plain | 4.100 nats (perplexity 60.3) | – | – | 1.00 |")

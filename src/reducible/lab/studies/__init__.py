@@ -8,4 +8,4 @@ In each folder, as far as the study has it:
 - ``documents``: the pages of ``docs/`` that hold them (``make docs``)
 """
 
-WITH_DOCUMENTS = ("demo", "equal_time", "online", "scoring", "noise_floor", "language")
+WITH_DOCUMENTS = ("demo", "equal_time", "online", "scoring", "noise_floor")

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from reducible.lab.report.results import newest_results, replace_block
-from reducible.lab.studies.language.tables import table
+from reducible.lab.report.results import replace_block
+from reducible.lab.studies.language.tables import collect, table
 
 
 def write(docs: Path, results: Path) -> None:
     """What tokens, sequences and a plan are worth to a small language model."""
-    replace_block(docs / "language.md", "language", table(newest_results(results, "language")))
+    replace_block(docs / "language.md", "language", table(collect(results / "language")))

@@ -1,11 +1,10 @@
 """Trains a small language model four ways; writes results/language of the folder it is started in.
 
-Every run is kept in runs/language as it ends, so that a study that was stopped goes on:
+Every run is written as it ends, so that a study that was stopped goes on:
 
     python -m reducible.lab.studies.language.measure costs    # quiet machine: nothing else running
     python -m reducible.lab.studies.language.measure rates    # on a part of the holdout
     python -m reducible.lab.studies.language.measure runs --seeds 0-4
-    python -m reducible.lab.studies.language.measure results
 
 One thread; about two hours. Then ``make docs``.
 """
@@ -19,7 +18,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,12 +27,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 import reducible as rd
-from reducible.lab.provenance import current_commit, versions
+from reducible.lab.provenance import versions
 from reducible.lab.records import read_json, write_json
 from reducible.lab.studies.language.corpus import LENGTH, WORDS, Parts, parts
 from reducible.tasks import token_losses
 
-WORK, RESULTS = Path("runs") / "language", Path("results") / "language"
+RESULTS = Path("results") / "language"
 STEPS, N_B, N_CANDIDATES = 1500, 32, 128
 TRAIN = 20_000  # sequences: plain passes over them two and a half times
 NETWORK = {"width": 64, "layers": 2}
@@ -203,6 +201,8 @@ def costs() -> dict[str, Any]:
               for name, values in taken.items()}  # fmt: skip
     scored = math.ceil(len(made.rows) / N_CANDIDATES)
     return {
+        "versions": versions(),
+        "corpus": {"digest": made.data.digest, "characters": made.data.characters},
         "update": {m: round(middle[m], 3) for m in METHODS},
         "reference": round(REFERENCE["steps"] * middle["fit"] + scored * middle["score"]),
     }
@@ -218,7 +218,7 @@ def steps_of(method: str, budget: str, known: dict[str, Any]) -> int:
 
 def _kept(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What was written under ``name``, made now if it was not."""
-    path = WORK / f"{name}.json"
+    path = RESULTS / f"{name}.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, make())
@@ -267,35 +267,9 @@ def run(seeds: list[int]) -> None:
                 )
 
 
-def write_results() -> Path:
-    """Joins what was kept into one file."""
-    seeds = sorted(int(p.name) for p in WORK.iterdir() if p.name.isdigit())
-    made = parts(0)
-    commit = current_commit()
-    path = RESULTS / f"{commit[:7]}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    found = {
-        "commit": commit,
-        "machine": {
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": versions(),
-        },
-        "corpus": {"digest": made.digest, "characters": made.characters},
-        "costs": read_json(WORK / "costs.json"),
-        "rates": {p.stem: read_json(p) for p in sorted((WORK / "rates").glob("*.json"))},
-        "seeds": [
-            {"seed": seed}
-            | {p.stem: read_json(p) for p in sorted((WORK / str(seed)).glob("*.json"))}
-            for seed in seeds
-        ],
-    }
-    write_json(path, found)
-    return path
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["costs", "rates", "runs", "results"])
+    parser.add_argument("what", choices=["costs", "rates", "runs"])
     parser.add_argument("--seeds", default="0-4")
     parser.add_argument("--methods", nargs="+", default=METHODS, help="of rates")
     asked = parser.parse_args()
@@ -304,7 +278,5 @@ if __name__ == "__main__":
         _kept("costs", costs)
     elif asked.what == "rates":
         print(rates(asked.methods))
-    elif asked.what == "runs":
-        run(list(range(int(first), int(last or first) + 1)))
     else:
-        print(write_results())
+        run(list(range(int(first), int(last or first) + 1)))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from reducible.lab.records import read_json, record_error
 from reducible.lab.report.statistics import paired_bootstrap
 
 TITLES = {
@@ -20,6 +22,18 @@ BUDGETS = {
     "shared": "equal time, the reference given",
     "time": "equal time, everything charged",
 }
+
+
+def collect(folder: Path) -> dict[str, Any]:
+    """Joins what ``measure`` wrote below ``folder``; raises ReducibleError if there is nothing."""
+    seeds = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+    if not seeds:
+        raise record_error(f"no runs in {folder}: see reducible.lab.studies.language.measure.")
+    runs = [
+        {"seed": seed} | {p.stem: read_json(p) for p in sorted((folder / str(seed)).glob("*.json"))}
+        for seed in seeds
+    ]
+    return {"costs": read_json(folder / "costs.json"), "seeds": runs}
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -39,7 +53,7 @@ def table(results: Mapping[str, Any]) -> str:
         cost = results["costs"]["update"][method]
         lines.append(f"| {title} | {' | '.join(cells)} | {cost:.2f} |")
     steps = seeds[0]["plain-tokens"]["steps"]
-    characters = sum(results["corpus"]["characters"].values())
+    characters = sum(results["costs"]["corpus"]["characters"].values())
     lines += [
         "",
         f"Mean loss of a token of files that no model saw; below it the difference from plain's, "
