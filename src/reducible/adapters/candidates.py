@@ -9,6 +9,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.utils.data import (
     DataLoader,
+    DistributedSampler,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
@@ -56,19 +57,25 @@ def candidates_like(
     if known_ids(dataset) is None:
         dataset = WithIds(dataset)
     collate = collate if collate is default_collate else collate_with_ids(collate)
-    order = loader.sampler
-    own = type(order) not in (RandomSampler, SequentialSampler)
-    if type(order) is SequentialSampler:
-        own = True
-        order = SequentialSampler(dataset)  # pyright: ignore[reportArgumentType]
     rank, ranks = here()
+    order: Any = loader.sampler
+    if isinstance(order, DistributedSampler):
+        raise ConfigurationError(
+            "the loader's DistributedSampler shares the rows among processes, and so does this. "
+            "Pass the loader with shuffle=True instead."
+        )
+    if type(order) is RandomSampler and not order.replacement:
+        # Drawn anew by the seed, unless only some rows are drawn of each pass.
+        order = None if order.num_samples == len(order.data_source) else order  # pyright: ignore[reportArgumentType]
+    elif type(order) is SequentialSampler:
+        order = SequentialSampler(dataset)  # pyright: ignore[reportArgumentType]
     return candidate_loader(
         dataset,
         math.floor(loader.batch_size * updates / keep + 0.5),
         seed=seed,
         rank=rank,
         ranks=ranks,
-        sampler=order if own else None,  # pyright: ignore[reportArgumentType]
+        sampler=order,
         collate_fn=collate,
         num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,
