@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hf_toys import Ids
 
 accelerate = pytest.importorskip("accelerate", reason="reducible[accelerate] is not installed")
 from accelerate import Accelerator  # noqa: E402
+from accelerate.state import AcceleratorState  # noqa: E402
 
 from reducible.adapters.accelerate import SelectionLoader  # noqa: E402
 
@@ -124,7 +126,15 @@ def test_a_run_stopped_inside_an_epoch_goes_on_with_the_same_ids(rule: str, tmp_
         assert torch.equal(mine, theirs)
 
 
-def test_candidates_are_scored_in_the_precision_of_training() -> None:
+@pytest.fixture
+def new_accelerators() -> Iterator[None]:
+    """Settings of an Accelerator stand for the whole process: begin anew, and leave nothing."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+def test_candidates_are_scored_in_the_precision_of_training(new_accelerators: None) -> None:
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     seen = set[torch.dtype]()
     model = _model()

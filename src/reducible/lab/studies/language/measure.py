@@ -213,7 +213,7 @@ def steps_of(method: str, budget: str, known: dict[str, Any]) -> int:
     if budget == "tokens" or method == "plain":
         return STEPS
     left = STEPS - known["reference"] * (budget == "time")
-    return int(left / known["update"][method])
+    return max(1, int(left / known["update"][method]))
 
 
 def _kept(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
