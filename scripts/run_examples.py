@@ -26,7 +26,7 @@ TITLES = {
 
 
 def command(name: str) -> list[str]:
-    """How an example is started."""
+    """Returns the command that starts an example."""
     script = str(EXAMPLES / f"{name}.py")
     if name not in BY_RANKS:
         return [sys.executable, "-W", "ignore", script]
@@ -34,7 +34,7 @@ def command(name: str) -> list[str]:
 
 
 def run(name: str, folder: Path) -> str:
-    """What it printed, without what frameworks say of themselves; raises if it failed."""
+    """Returns what it printed, without what frameworks say of themselves; raises if it failed."""
     quiet = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error",
              "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "POSSIBLE_USER_WARNINGS": "off"}  # fmt: skip
     done = subprocess.run(

@@ -168,6 +168,22 @@ def test_weights_and_a_loss_of_the_trainers_own_do_not_go_together(tmp_path: Pat
         made.train()
 
 
+def test_a_rule_that_draws_blindly_loads_what_it_trains_on_alone(tmp_path: Path) -> None:
+    """With its figures logged, too."""
+    loaded: list[int] = []
+
+    def counting(items: list[Any]) -> Any:
+        loaded.append(len(items))
+        return padded(items)
+
+    made = SelectionTrainer(
+        bert(), arguments(tmp_path), train_dataset=DATA, data_collator=counting,
+        rule="uniform", selection=SelectionArguments(keep=0.25),
+    )  # fmt: skip
+    made.train()
+    assert set(loaded) == {8}
+
+
 def test_a_plan_in_two_lines(tmp_path: Path) -> None:
     """Together with a rule, and alone: then every row of the plan in its turn."""
     store = rd.IrreducibleLossStore.from_tensor(torch.linspace(0.1, 5.0, 256))

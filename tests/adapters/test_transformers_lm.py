@@ -204,6 +204,15 @@ def test_remembered_losses_leave_the_trainers_own_loss_as_it_is(tmp_path: Path) 
     assert longer.batches.ledger.counts.examples_scored < 8 * 32  # four passes over 128 rows
 
 
+def test_irreducible_losses_are_read_from_the_file_that_is_named(tmp_path: Path) -> None:
+    _token_store().save(tmp_path / "tokens")
+    by_token = SelectionArguments("rho", token_keep=0.5, irreducible_loss=str(tmp_path / "tokens"))
+    _trainer(tmp_path, Ids(), selection=by_token, max_steps=2).train()
+    by_row = SelectionArguments("rho", keep=0.5, irreducible_loss=str(tmp_path / "tokens"))
+    with pytest.raises(rd.StoreError, match="not a readable store"):
+        _trainer(tmp_path, Ids(), selection=by_row)
+
+
 def test_rules_that_read_class_probabilities_are_refused(tmp_path: Path) -> None:
     made = _trainer(tmp_path, Ids(), selection=SelectionArguments("entropy", keep=0.25))
     with pytest.raises(rd.ConfigurationError, match=r"needs \['mc_logits'\], which CausalLM does"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from reducible.scoring import Scoring
+from reducible.stores import IrreducibleLossStore, TokenLossStore
 from reducible.types import ConfigurationError, require_between
 
 
@@ -77,3 +78,10 @@ class SelectionArguments:
             updates_per_scoring=self.updates_per_scoring,
             max_age=self.max_age,
         )
+
+    def opened_store(self) -> IrreducibleLossStore | TokenLossStore | None:
+        """Opens the file of irreducible losses; None if none is named."""
+        if self.irreducible_loss is None:
+            return None
+        kind = IrreducibleLossStore if self.token_keep is None else TokenLossStore
+        return kind.load(self.irreducible_loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -38,7 +39,23 @@ def micro_batches(chosen: Chosen, parts: int, task: Task) -> list[MicroBatch]:
     return made
 
 
+def planned_batches(rows: int, size: int, accumulated: int, *, drop_last: bool) -> int:
+    """Returns the batches of an epoch without selection, filled up to whole updates.
+
+    Args:
+        rows: of the data set.
+        size: rows of a batch, over all processes.
+        accumulated: batches of an update.
+        drop_last: whether a last short batch is left out.
+
+    >>> planned_batches(250, 16, 4, drop_last=False), planned_batches(250, 16, 1, drop_last=True)
+    (16, 15)
+    """
+    batches = rows // size if drop_last else math.ceil(rows / size)
+    return max(1, math.ceil(batches / accumulated)) * accumulated
+
+
 def endless(batches: SelectingLoader) -> Iterator[Chosen]:
-    """What is chosen, pass after pass."""
+    """Yields what is chosen, pass after pass."""
     while True:
         yield from batches

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from reducible.adapters.candidates import (
     state_of_all_ranks,
     state_of_this_rank,
 )
-from reducible.adapters.micro_batches import endless, micro_batches
+from reducible.adapters.micro_batches import endless, micro_batches, planned_batches
 from reducible.loop import Chosen, SelectingLoader, SelectionMetrics
 from reducible.scoring import Scoring
 from reducible.selectors import Selector, selector
@@ -87,9 +86,7 @@ class PlannedLoader:
         """Batches of an epoch: as many as the loader has, of whole updates."""
         rows = len(self._loader.sampler)  # pyright: ignore[reportArgumentType]
         each = (self._loader.batch_size or 1) * here()[1]
-        batches = rows // each if self._loader.drop_last else math.ceil(rows / each)
-        updates = max(1, math.ceil(batches / self.accumulated))
-        return updates * self.accumulated
+        return planned_batches(rows, each, self.accumulated, drop_last=self._loader.drop_last)
 
     def __iter__(self) -> Iterator[Any]:
         chosen, parts, batches = self._stream(), self.accumulated, len(self)
@@ -116,7 +113,7 @@ class PlannedLoader:
             yield Chosen(part.batch, part.ids, part.weights, info, chosen.shadows)
 
     def _stream(self) -> Iterator[Chosen]:
-        """What is chosen, pass after pass; made when the model is where it trains."""
+        """Yields what is chosen, pass after pass; made when the model is where it trains."""
         if self._chosen is not None:
             return self._chosen
         parts = self.accumulated
@@ -149,7 +146,7 @@ class PlannedLoader:
         self.batches.remember(ids, per_example_loss)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the candidates are, and all that the rule has seen; of every process."""
+        """Saves where the candidates are, and all that the rule has seen; of every process."""
         state = None if self.batches is None else self.batches.state_dict()
         made = {} if state is None else state_of_all_ranks(state)
         return {"done": self._done, "selection": made}

@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from reducible.adapters.arguments import SelectionArguments
-from reducible.adapters.micro_batches import MicroBatch, endless, micro_batches
+from reducible.adapters.micro_batches import (
+    MicroBatch,
+    endless,
+    micro_batches,
+    planned_batches,
+)
 from reducible.files import checkpoints
 from reducible.fitting import score_irreducible_loss, score_token_irreducible_loss
 from reducible.loading.ranks import candidate_loader
@@ -88,7 +93,7 @@ class SelectionMixin(_Base):
         self._by_token = self.selection.token_keep is not None
         rule = self.selection.selector if rule is None else rule
         self._rule = selector(rule) if isinstance(rule, str) else rule
-        self._store = self._opened(store)
+        self._store: Any = self.selection.opened_store() if store is None else store
         self._task, self._plan = task, plan
         self._options = dict(loader_options or {})
         self.batches: SelectingLoader | None = None
@@ -161,10 +166,11 @@ class SelectionMixin(_Base):
         batches = [part.batch for part in parts]
         self._pending.extend(parts)
         weighted = bool((chosen.weights != 1).any())
-        if weighted and (self.compute_loss_func or self.label_smoother) is not None:
+        own = (self.compute_loss_func or self.label_smoother) is not None
+        if own and (weighted or self._by_token):
             raise ConfigurationError(
-                "the rule weighs rows, and the trainer has a loss of its own (compute_loss_func, "
-                "label_smoothing_factor) that takes no weights. Leave it out, or take another rule."
+                "rows are weighed or tokens chosen, and the trainer has a loss of its own "
+                "(compute_loss_func, label_smoothing_factor) that takes no weights. Leave it out."
             )
         self._own_loss = self._by_token or weighted
         if self._tokens is not None:
@@ -257,15 +263,9 @@ class SelectionMixin(_Base):
         self._tokens: TokenSelection | None = None
         self._resume_from: Path | None = None
 
-    def _opened(self, store: Any) -> Any:
-        if store is not None or self.selection.irreducible_loss is None:
-            return store
-        kind = TokenLossStore if self._by_token else IrreducibleLossStore
-        return kind.load(self.selection.irreducible_loss)
-
     @property
     def task(self) -> Task:
-        """What batches mean."""
+        """The task: what batches mean."""
         if self._task is None:
             self._task = task_of(self.model)
         return self._task
@@ -292,10 +292,8 @@ class SelectionMixin(_Base):
     def _planned_rows(self) -> int:
         """Rows of an epoch as the loader counts them that keeps the time: of whole updates."""
         each = self._train_batch_size * self.args.world_size
-        rows = self._rows
-        batches = rows // each if self.args.dataloader_drop_last else math.ceil(rows / each)
-        updates = max(1, math.ceil(batches / self.args.gradient_accumulation_steps))
-        return updates * self.args.gradient_accumulation_steps * each
+        drop, parts = self.args.dataloader_drop_last, self.args.gradient_accumulation_steps
+        return each * planned_batches(self._rows, each, parts, drop_last=drop)
 
     def _candidates(self) -> DataLoader[Any]:
         """The loader of candidates on this process."""
@@ -337,7 +335,7 @@ class SelectionMixin(_Base):
         )
 
     def _stream(self) -> Iterator[Chosen]:
-        """What is chosen, pass after pass; made when the model is where it trains."""
+        """Yields what is chosen, pass after pass; made when the model is where it trains."""
         if self._chosen is not None:
             return self._chosen
         chosen, args = self.selection, self.args
@@ -357,7 +355,8 @@ class SelectionMixin(_Base):
         if chosen.log_selection and not self._by_token:
             self.metrics = SelectionMetrics(store=store)
             options.setdefault("record", self.metrics)
-            if rule.horizon == "batch" and options.get("gate") is None:
+            # A shadow has every candidate loaded, which a rule that draws blindly saves.
+            if not rule.sometimes_blind and options.get("gate") is None:
                 options.setdefault("shadows", {"chance": selector("uniform")})
         model: Any = self.model_wrapped if self.is_deepspeed_enabled else self.model
         made = SelectingLoader(
