@@ -41,7 +41,10 @@ class Doubles(TensorDataset):
         super().__init__(x.double(), y)
 
 
-def by_accelerate(log: Ids, folder: Path) -> nn.Module:
+def by_accelerate(
+    log: Ids, folder: Path, rule: str = "train_loss", *, goes_on: bool = False
+) -> nn.Module:
+    """All updates, with a checkpoint half-way; or, if it ``goes_on``, those after it."""
     from accelerate import Accelerator
 
     from reducible.adapters.accelerate import SelectionLoader
@@ -50,8 +53,11 @@ def by_accelerate(log: Ids, folder: Path) -> nn.Module:
     model = network()
     model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=RATE))
     loader = SelectionLoader(accelerator, model, DataLoader(Doubles(), N_B, shuffle=True),
-                             "train_loss", keep=KEEP, seed=SEED, record=log)  # fmt: skip
+                             rule, keep=KEEP, seed=SEED, record=log)  # fmt: skip
     done = 0
+    if goes_on:
+        accelerator.load_state(str(folder / "half"))
+        done = UPDATES // 2
     while done < UPDATES:
         for chosen in loader:
             x, y = chosen.batch
@@ -59,9 +65,19 @@ def by_accelerate(log: Ids, folder: Path) -> nn.Module:
             optimizer.step()
             optimizer.zero_grad()
             done += 1
+            if done == UPDATES // 2 and not goes_on:
+                accelerator.save_state(str(folder / "half"))
             if done == UPDATES:
                 break
     return accelerator.unwrap_model(model)
+
+
+def by_accelerate_with_memory(log: Ids, folder: Path) -> nn.Module:
+    return by_accelerate(log, folder, "selective_backprop")
+
+
+def by_accelerate_resumed(log: Ids, folder: Path) -> nn.Module:
+    return by_accelerate(log, folder, "selective_backprop", goes_on=True)
 
 
 def by_lightning(log: Ids, folder: Path) -> nn.Module:

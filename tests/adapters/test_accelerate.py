@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +34,9 @@ def _model() -> nn.Module:
 class Run:
     """A training script of Accelerate's."""
 
-    def __init__(self, rule: str = "train_loss", *, accumulation: int = 1, **options: Any) -> None:
+    def __init__(
+        self, rule: str = "train_loss", *, accumulation: int = 1, keep: float = 0.25, **options: Any
+    ) -> None:
         self.accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
         model = _model()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -48,7 +48,7 @@ class Run:
             self.model,
             loader,
             rule,
-            keep=0.25,
+            keep=keep,
             seed=3,
             record=self.log,
             **options,
@@ -60,6 +60,7 @@ class Run:
                 with self.accelerator.accumulate(self.model):
                     x, y = chosen.batch
                     losses = F.cross_entropy(self.model(x), y, reduction="none")
+                    self.loader.remember(chosen.ids, losses)
                     self.accelerator.backward(rd.weighted_mean(losses, chosen.weights))
                     self.optimizer.step()
                     self.optimizer.zero_grad()
@@ -69,21 +70,24 @@ class Run:
                     return
 
 
-def _by_hand(rule: str, steps: int, n_b: int = 8) -> tuple[Ids, nn.Module]:
+def _by_hand(
+    rule: str, steps: int, n_b: int = 8, *, keep: float = 0.25, **options: Any
+) -> tuple[Ids, nn.Module]:
     model, log = _model(), Ids()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     loader = DataLoader(
-        rd.WithIds(DATA), batch_size=4 * n_b, shuffle=True, drop_last=True,
+        rd.WithIds(DATA), batch_size=int(n_b / keep), shuffle=True, drop_last=True,
         generator=torch.Generator().manual_seed(3),
     )  # fmt: skip
     batches = rd.SelectingLoader(
         loader, model, rd.selector(rule), keep=n_b, seed=3, record=log,
-        scoring=rd.Scoring(batchnorm="running"),
+        scoring=rd.Scoring(batchnorm="running"), **options,
     )  # fmt: skip
     while batches.step < steps:
         for chosen in batches:
             x, y = chosen.batch
             losses = F.cross_entropy(model(x), y, reduction="none")
+            batches.remember(chosen.ids, losses)
             rd.weighted_mean(losses, chosen.weights).backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -92,12 +96,14 @@ def _by_hand(rule: str, steps: int, n_b: int = 8) -> tuple[Ids, nn.Module]:
     return log, model
 
 
-@pytest.mark.parametrize("rule", ["train_loss", "uniform", "grad_norm_is"])
+@pytest.mark.parametrize("rule", ["train_loss", "uniform", "grad_norm_is", "infobatch"])
 def test_the_picks_of_the_plain_loop_over_200_steps(rule: str) -> None:
-    run = Run(rule)
+    options: dict[str, Any] = {"keep": 1.0, "total_steps": 200} if rule == "infobatch" else {}
+    run = Run(rule, **options)
     run.train(200)
-    log, model = _by_hand(rule, 200)
+    log, model = _by_hand(rule, 200, **options)
     assert run.log.ids == log.ids
+    assert run.log.weights == log.weights
     for mine, theirs in zip(run.model.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs)
 
@@ -153,13 +159,3 @@ def test_what_is_handed_out_can_be_sent_to_a_device() -> None:
     sent: Any = send_to_device(chosen, "cpu")
     assert isinstance(sent, rd.Chosen)
     assert torch.equal(sent.ids, chosen.ids)
-
-
-def test_without_accelerate_the_cure_is_told() -> None:
-    code = (
-        "import sys; sys.modules['accelerate'] = None\n"
-        "try:\n    import reducible.adapters.accelerate\n"
-        "except ImportError as error:\n    print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'reducible[accelerate]'" in done.stdout

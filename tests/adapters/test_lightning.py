@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -268,13 +266,3 @@ def test_what_cannot_work_is_told_at_construction() -> None:
         SelectionLoader(module, DataLoader(DATA, batch_sampler=sampler), "uniform", keep=0.5)
     with pytest.raises(rd.ConfigurationError, match="a DataLoader over a map-style data set"):
         SelectionLoader(module, [1, 2], "uniform", keep=0.5)  # pyright: ignore[reportArgumentType]
-
-
-def test_without_lightning_the_cure_is_told() -> None:
-    code = (
-        "import sys; sys.modules['lightning.pytorch'] = sys.modules['pytorch_lightning'] = None\n"
-        "try:\n    import reducible.adapters.lightning\n"
-        "except ImportError as error:\n    print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'reducible[lightning]'" in done.stdout

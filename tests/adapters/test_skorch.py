@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -140,13 +138,3 @@ def test_a_criterion_without_losses_by_example_is_refused() -> None:
     net = _net("train_loss", Ids(), criterion=Own)
     with pytest.raises(rd.ConfigurationError, match=r"Own gives no loss by example"):
         net.fit(X, Y)
-
-
-def test_without_skorch_the_cure_is_told() -> None:
-    code = (
-        "import sys; sys.modules['skorch'] = None\n"
-        "try:\n    import reducible.adapters.skorch\n"
-        "except ImportError as error:\n    print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'reducible[skorch]'" in done.stdout

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +223,22 @@ def test_what_is_logged(tmp_path: Path) -> None:
         assert line["selection/score"] >= line["loss"] - 1e-4  # losses of the chosen, before
 
 
+def test_labels_that_are_known_to_be_wrong_are_logged(tmp_path: Path) -> None:
+    wrong = torch.arange(0, len(DATA), 2)
+    metrics = rd.SelectionMetrics(corrupted=wrong)
+    made = SelectionTrainer(
+        bert(), arguments(tmp_path, max_steps=4, logging_strategy="steps", logging_steps=2),
+        train_dataset=DATA, data_collator=padded, loader_options={"record": metrics},
+        selection=SelectionArguments("train_loss", keep=0.25),
+    )  # fmt: skip
+    assert made.metrics is None
+    made.train()
+    assert made.metrics is metrics
+    lines = [line for line in made.state.log_history if "loss" in line]
+    assert len(lines) == 2
+    assert all(0 < line["selection/corrupted"] < 1 for line in lines)
+
+
 def test_what_is_passed_over_is_not_counted_as_trained(tmp_path: Path) -> None:
     made, log = trainer(tmp_path, max_steps=10, include_num_input_tokens_seen="all")
     made.train()
@@ -269,13 +283,3 @@ def test_hooks_that_are_called_exist() -> None:
     for name in ("_get_num_items_in_batch", "_remove_unused_columns", "_get_output_dir",
                  "_get_collator_with_removed_columns", "_get_train_sampler"):  # fmt: skip
         assert callable(getattr(Trainer, name))
-
-
-def test_without_transformers_the_cure_is_told() -> None:
-    code = (
-        "import sys; sys.modules['transformers'] = None\n"
-        "try:\n    import reducible.adapters.transformers\n"
-        "except ImportError as error:\n    print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'reducible[transformers]'" in done.stdout

@@ -76,3 +76,13 @@ def test_picks_are_those_of_one_process_for_both(framework: str, tmp_path: Path)
         assert len({*mine, *theirs}) == 2 * two_ranks.N_B  # no id twice within an update
     assert first["weights"] == second["weights"]
     torch.testing.assert_close(torch.tensor(first["weights"]), torch.tensor(weights))
+
+
+def test_a_run_stopped_on_both_goes_on_with_the_same_ids(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    whole = _run("accelerate_with_memory", tmp_path)
+    resumed = _run("accelerate_resumed", tmp_path)
+    assert whole[0]["ids"] != whole[1]["ids"]
+    for before, after in zip(whole, resumed, strict=True):
+        assert after["ids"] == before["ids"][two_ranks.UPDATES // 2 :]
+        assert after["weights"] == before["weights"]

@@ -45,7 +45,7 @@ class PlannedLoader:
 
     Attributes:
         batches: the SelectingLoader, once training has begun: its ledger and gate.
-        metrics: figures of what is chosen.
+        metrics: figures of what is chosen; those passed as ``record=``, if they are such.
     """
 
     def __init__(
@@ -65,7 +65,9 @@ class PlannedLoader:
         self._rule = selector(rule) if isinstance(rule, str) else rule
         self._store, self._options = store, options
         self.task = task or Classification()
-        self.metrics = SelectionMetrics(store=store)
+        record = options.get("record")
+        given = isinstance(record, SelectionMetrics)
+        self.metrics = record if given else SelectionMetrics(store=store)
         self.batches: SelectingLoader | None = None
         self._chosen: Iterator[Chosen] | None = None
         self._state: Mapping[str, Any] | None = None  # to go on from

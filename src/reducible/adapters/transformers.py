@@ -353,8 +353,8 @@ class SelectionMixin(_Base):
             **self._options,
         }
         if chosen.log_selection and not self._by_token:
-            self.metrics = SelectionMetrics(store=store)
-            options.setdefault("record", self.metrics)
+            record = options.setdefault("record", SelectionMetrics(store=store))
+            self.metrics = record if isinstance(record, SelectionMetrics) else None
             # A shadow has every candidate loaded, which a rule that draws blindly saves.
             if not rule.sometimes_blind and options.get("gate") is None:
                 options.setdefault("shadows", {"chance": selector("uniform")})

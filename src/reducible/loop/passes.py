@@ -189,14 +189,7 @@ class CandidatePasses:
                     raise self._keep.too_few(*short)
                 size, weights = ids.numel(), None
                 if self._planner is not None:
-                    k, weights = size, self._planner.weights(self._position - 1).to(device)
-                    if size != weights.numel():
-                        raise DataError(
-                            f"the selector decides by epoch and planned {weights.numel()} rows "
-                            f"for an update, but the batch has {size}. Let the loader's collate "
-                            "function keep all rows, and leave unreadable ones out beforehand: "
-                            "Subset(dataset, positions)."
-                        )
+                    k, weights = size, self._planned(self._planner, size).to(device)
                 else:
                     drawn = self._drawn.popleft() if self._reader.reads_ahead else self._seen(size)
                     if drawn is None:
@@ -221,6 +214,17 @@ class CandidatePasses:
         self._reader.close()
         self._position = 0
         self._inspection.end()
+
+    def _planned(self, planner: EpochPlanner, size: int) -> Tensor:
+        """Weights of the rows of an update, of which the batch has ``size``."""
+        weights = planner.weights(self._position - 1)
+        if size != weights.numel():
+            raise DataError(
+                f"the selector decides by epoch and planned {weights.numel()} rows for an update, "
+                f"but the batch has {size}. Let the loader's collate function keep all rows, and "
+                "leave unreadable ones out beforehand: Subset(dataset, positions)."
+            )
+        return weights
 
     def _seen(self, size: int) -> tuple[int, bool] | None:
         """Returns what would stand in ``_drawn`` of a batch whose index list was not seen.
