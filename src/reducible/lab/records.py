@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MetricsWriter",
     "PickWriter",
+    "kept",
     "read_json",
     "read_metrics",
     "read_picks",
@@ -81,6 +82,17 @@ def read_json(path: str | Path, *, sealed: bool = False) -> Any:
             "made by an older version: restore it from a copy, or run again in another folder."
         )
     return {name: value for name, value in found.items() if name != "check"}
+
+
+def kept(path: str | Path, make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Reads what an earlier call wrote to ``path``; if there is none, makes it and writes it."""
+    path = Path(path)
+    if not path.exists():
+        made = make(*args, **kwargs)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, made)
+        print(path, json.dumps(made), flush=True)
+    return read_json(path)
 
 
 def _json(obj: Any, *, indent: int | None = None) -> bytes:

@@ -12,6 +12,7 @@ import torch
 
 pytest.importorskip("transformers", reason="reducible[text] is not installed")
 
+from reducible.lab.records import kept
 from reducible.lab.studies.language import corpus, measure
 from reducible.lab.studies.language.tables import collect, table
 
@@ -49,12 +50,12 @@ def test_no_file_is_in_two_parts(little: None) -> None:
     assert not torch.equal(corpus.parts(1).test[:5], first.test[:5])
 
 
-def test_a_study_of_few_updates_from_costs_to_its_table(little: None) -> None:
-    known = measure._kept("costs", measure.costs)
+def test_a_study_of_few_updates_from_costs_to_its_table(little: None, tmp_path: Path) -> None:
+    known = kept(tmp_path / "costs.json", measure.costs)
     assert set(known["update"]) == set(measure.METHODS)
     for method in measure.METHODS:
         for rate in measure.RATES:
-            measure._kept(f"rates/{method}-{rate:g}", lambda: {"loss": 5.0})
+            kept(tmp_path / "rates" / f"{method}-{rate:g}.json", lambda: {"loss": 5.0})
     measure.run([0, 1])
     made = collect(measure.RESULTS)
     assert [seed["seed"] for seed in made["seeds"]] == [0, 1]
@@ -81,6 +82,6 @@ def test_the_table_by_hand() -> None:
     }
     lines = table(made).splitlines()
     assert lines[2].startswith("| plain | 4.100 nats (perplexity 60.3) | – | – | 1.00 |")
-    assert "**-0.117 (-0.200 to -0.050)** | not run | not run" in lines[4]
+    assert "**-0.117 (-0.200 to -0.050)** | as at equal tokens | not run" in lines[4]
     assert "3 seeds, 600 plain updates" in lines[-1]
     assert "as long as 200 plain updates" in lines[-1]

@@ -8,4 +8,12 @@ In each folder, as far as the study has it:
 - ``documents``: the pages of ``docs/`` that hold them (``make docs``)
 """
 
-WITH_DOCUMENTS = ("demo", "equal_time", "online", "scoring", "noise_floor")
+WITH_DOCUMENTS = (
+    "demo",
+    "equal_time",
+    "film",
+    "language",
+    "noise_floor",
+    "online",
+    "scoring",
+)

@@ -12,11 +12,10 @@ One thread; about two hours. Then ``make docs``.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -28,19 +27,27 @@ from torch.utils.data import DataLoader, Subset
 
 import reducible as rd
 from reducible.lab.provenance import versions
-from reducible.lab.records import read_json, write_json
+from reducible.lab.records import kept
 from reducible.lab.studies.language.corpus import LENGTH, WORDS, Parts, parts
 from reducible.tasks import token_losses
 
 RESULTS = Path("results") / "language"
-STEPS, N_B, N_CANDIDATES = 1500, 32, 128
-TRAIN = 20_000  # sequences: plain passes over them two and a half times
+STEPS, N_B, N_CANDIDATES = 1000, 32, 128
+TRAIN = 12_000  # sequences: plain passes over them two and a half times
 NETWORK = {"width": 64, "layers": 2}
 TOKENS_KEPT, PLAN_KEEPS = 0.6, 0.9
 REFERENCE = {"width": 64, "layers": 2, "steps": 300, "rate": 2e-3}
-METHODS = ("plain", "plan", "tokens", "sequences")
-RATES = (2e-3, 4e-3, 8e-3)
-TUNED_ON = 101  # seed
+# An update of a plan or of chosen tokens costs what a plain one does: with the reference given,
+# equal time is equal tokens.
+BUDGETS = {
+    "plain": ("tokens",),
+    "plan": ("tokens", "time"),
+    "tokens": ("tokens", "time"),
+    "sequences": ("tokens", "time", "shared"),
+}
+METHODS = tuple(BUDGETS)
+RATES = (2e-3, 4e-3, 8e-3, 16e-3)
+TUNED_ON, TUNED_STEPS, TUNED_TRAIN = 101, 750, 20_000  # seed, updates, sequences
 TURNS, IN_TURN = 10, 5
 WARMUP = 0.1  # share of the updates
 
@@ -86,16 +93,16 @@ class _Rows(torch.utils.data.Dataset[dict[str, Tensor]]):
 
 
 @lru_cache(maxsize=1)
-def setting(seed: int) -> Setting:
+def setting(seed: int, train: int) -> Setting:
     """Splits, fits the reference on the holdout, and scores the train set by it."""
     whole = parts(seed)
-    data = replace(whole, train=whole.train[:TRAIN], kinds=whole.kinds[:TRAIN])
+    data = replace(whole, train=whole.train[:train], kinds=whole.kinds[:train])
     reference = network(REFERENCE["width"], REFERENCE["layers"], seed)
     for _ in _reference_updates(reference, data, seed):
         pass
     rows = rd.WithIds(_Rows(data.train))
     by_token = rd.score_token_irreducible_loss(
-        reference, rows, batch_size=N_CANDIDATES, precision="bfloat16", progress=False
+        reference, rows, batch_size=N_CANDIDATES, progress=False
     )
     # A sequence's loss is the mean of its tokens': nothing is scored twice.
     everything = torch.ones(1, LENGTH, dtype=torch.bool).index_fill(1, torch.tensor([0]), False)
@@ -121,7 +128,7 @@ def _reference_updates(reference: nn.Module, data: Parts, seed: int) -> Iterator
 def _reference_scores(reference: nn.Module, data: Parts) -> Iterator[None]:
     """Scores a batch of the train set at every turn, as the store is made."""
     needs, task = frozenset({"logits", "targets"}), rd.CausalLM()
-    scoring = rd.Scoring(batchnorm="running", precision="bfloat16")
+    scoring = rd.Scoring(batchnorm="running")
     while True:
         for rows in data.train.split(N_CANDIDATES):
             here = rd.Candidates(torch.arange(len(rows)), _batch(rows))
@@ -152,7 +159,7 @@ def updates(made: Setting, model: nn.Module, method: str, rate: float, steps: in
     batches = rd.SelectingLoader(
         loader, model, rd.selector("rho" if method == "sequences" else "uniform"), keep=N_B,
         store=made.by_sequence if method == "sequences" else None, task=rd.CausalLM(), seed=seed,
-        scoring=rd.Scoring(batchnorm="running", precision="bfloat16"),
+        scoring=rd.Scoring(batchnorm="running"),
     )  # fmt: skip
     tokens = rd.TokenSelection("rho", keep=TOKENS_KEPT, store=made.by_token, seed=seed)
     while True:
@@ -181,9 +188,12 @@ def judged(model: nn.Module, rows: Tensor) -> float:
 
 
 def costs() -> dict[str, Any]:
-    """Seconds of an update in those of a plain one, side by side in turns; and of the reference."""
+    """Seconds of an update in those of a plain one, side by side in turns; and of the reference.
+
+    Processor time of one thread, so that what else the machine does counts little.
+    """
     torch.set_num_threads(1)
-    made = setting(TUNED_ON)
+    made = setting(TUNED_ON, TRAIN)
     runs = {m: updates(made, network(**NETWORK, seed=0), m, 1e-3, 10**6, TUNED_ON) for m in METHODS}
     small = network(REFERENCE["width"], REFERENCE["layers"], 0)
     runs["fit"] = _reference_updates(small, made.data, 0)
@@ -193,10 +203,10 @@ def costs() -> dict[str, Any]:
         next(run)
     for turn in range(TURNS):
         for name in list(runs) if turn % 2 == 0 else list(runs)[::-1]:
-            began = time.perf_counter()
+            began = time.process_time()
             for _ in range(IN_TURN):
                 next(runs[name])
-            taken[name].append((time.perf_counter() - began) / IN_TURN)
+            taken[name].append((time.process_time() - began) / IN_TURN)
     middle = {name: statistics.median(values) / statistics.median(taken["plain"])
               for name, values in taken.items()}  # fmt: skip
     scored = math.ceil(len(made.rows) / N_CANDIDATES)
@@ -216,19 +226,9 @@ def steps_of(method: str, budget: str, known: dict[str, Any]) -> int:
     return max(1, int(left / known["update"][method]))
 
 
-def _kept(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What was written under ``name``, made now if it was not."""
-    path = RESULTS / f"{name}.json"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, make())
-        print(name, json.dumps(read_json(path)), flush=True)
-    return read_json(path)
-
-
 def _run(method: str, rate: float, steps: int, seed: int, *, validate: bool) -> dict[str, Any]:
     torch.set_num_threads(1)
-    made = setting(seed)
+    made = setting(seed, TUNED_TRAIN if validate else TRAIN)
     model = network(**NETWORK, seed=1000 + seed)
     began = time.perf_counter()
     for _ in updates(made, model, method, rate, steps, seed):
@@ -239,12 +239,14 @@ def _run(method: str, rate: float, steps: int, seed: int, *, validate: bool) -> 
 
 
 def rates(methods: Sequence[str] = METHODS) -> dict[str, float]:
-    """The best rate of each method at half the steps, on a part of the holdout, one seed."""
+    """The best rate of each method on a part of the holdout, one seed."""
     best: dict[str, float] = {}
     for method in methods:
         found = {
-            rate: _kept(f"rates/{method}-{rate:g}", lambda method=method, rate=rate: _run(
-                method, rate, STEPS // 2, TUNED_ON, validate=True))["loss"]
+            rate: kept(
+                RESULTS / "rates" / f"{method}-{rate:g}.json",
+                _run, method, rate, TUNED_STEPS, TUNED_ON, validate=True,
+            )["loss"]
             for rate in RATES
         }  # fmt: skip
         best[method] = min(found, key=lambda rate: found[rate])
@@ -253,18 +255,13 @@ def rates(methods: Sequence[str] = METHODS) -> dict[str, float]:
 
 def run(seeds: list[int]) -> None:
     """Every method at equal tokens and in equal time, seed by seed."""
-    known, best = _kept("costs", costs), rates()
+    known, best = kept(RESULTS / "costs.json", costs), rates()
     for seed in seeds:
         for method in METHODS:
-            budgets = ("tokens",) if method == "plain" else ("tokens", "time", "shared")
-            for budget in budgets:
+            for budget in BUDGETS[method]:
                 steps = steps_of(method, budget, known)
-                _kept(
-                    f"{seed}/{method}-{budget}",
-                    lambda method=method, steps=steps, seed=seed: _run(
-                        method, best[method], steps, seed, validate=False
-                    ),
-                )
+                path = RESULTS / str(seed) / f"{method}-{budget}.json"
+                kept(path, _run, method, best[method], steps, seed, validate=False)
 
 
 if __name__ == "__main__":
@@ -275,7 +272,7 @@ if __name__ == "__main__":
     asked = parser.parse_args()
     first, _, last = asked.seeds.partition("-")
     if asked.what == "costs":
-        _kept("costs", costs)
+        kept(RESULTS / "costs.json", costs)
     elif asked.what == "rates":
         print(rates(asked.methods))
     else:

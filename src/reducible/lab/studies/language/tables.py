@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reducible.lab.records import read_json, record_error
-from reducible.lab.report.statistics import paired_bootstrap
+from reducible.lab.records import read_json
+from reducible.lab.report.paired import by_seed, paired_cell
 
 TITLES = {
     "plain": "plain",
@@ -26,14 +26,8 @@ BUDGETS = {
 
 def collect(folder: Path) -> dict[str, Any]:
     """Joins what ``measure`` wrote below ``folder``; raises ReducibleError if there is nothing."""
-    seeds = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
-    if not seeds:
-        raise record_error(f"no runs in {folder}: see reducible.lab.studies.language.measure.")
-    runs = [
-        {"seed": seed} | {p.stem: read_json(p) for p in sorted((folder / str(seed)).glob("*.json"))}
-        for seed in seeds
-    ]
-    return {"costs": read_json(folder / "costs.json"), "seeds": runs}
+    seeds = by_seed(folder, "python -m reducible.lab.studies.language.measure runs")
+    return {"costs": read_json(folder / "costs.json"), "seeds": seeds}
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -57,22 +51,18 @@ def table(results: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"Mean loss of a token of files that no model saw; below it the difference from plain's, "
-        f"paired by seed, with a 95 % interval. {len(seeds)} seeds, {steps:,} plain updates of 32 "
+        "paired by seed, with a 95 % interval. Bold: better, the interval excludes zero; italic: "
+        f"worse. {len(seeds)} seeds, {steps:,} plain updates of 32 "
         f"sequences, {characters / 1e6:.1f} million characters; the reference model and its scores "
         f"took as long as {results['costs']['reference']} plain updates.",
     ]
     return "\n".join(lines)
 
 
-def _cell(seeds: list[Mapping[str, Any]], method: str, budget: str) -> str:
-    name = f"{method}-{budget}"
-    both = [s for s in seeds if name in s]
-    if len(both) < 2:
-        return "not run"
-    mean, low, high = paired_bootstrap(
-        [s[name]["loss"] for s in both], [s["plain-tokens"]["loss"] for s in both]
-    )
-    text = f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
-    if high < 0:
-        return f"**{text}**"
-    return f"*{text}*" if low > 0 else text
+def _cell(seeds: Sequence[Mapping[str, Any]], method: str, budget: str) -> str:
+    if budget == "shared" and not any(f"{method}-shared" in seed for seed in seeds):
+        return "as at equal tokens"  # an update costs what a plain one does
+    return paired_cell(
+        seeds, f"{method}-{budget}", "plain-tokens", "loss",
+        show="{:+.3f}".format, less_is_better=True,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Film sentences in Hugging Face's Trainer: four rules and a plan, in the same time."""
