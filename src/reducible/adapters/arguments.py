@@ -8,6 +8,8 @@ from reducible.scoring import Scoring
 from reducible.stores import IrreducibleLossStore, TokenLossStore
 from reducible.types import ConfigurationError, require_between
 
+_KEEP = 0.1
+
 
 @dataclass
 class SelectionArguments:
@@ -24,7 +26,7 @@ class SelectionArguments:
         default="rho", metadata={"help": "Name of the rule; `reducible selectors` lists them."}
     )
     keep: float = field(
-        default=0.1, metadata={"help": "Share of the candidates that an update trains on."}
+        default=_KEEP, metadata={"help": "Share of the candidates that an update trains on."}
     )
     token_keep: float | None = field(
         default=None,
@@ -59,9 +61,19 @@ class SelectionArguments:
     )
 
     def __post_init__(self) -> None:
+        if self.keep > 1:
+            raise ConfigurationError(
+                f"keep={self.keep} is a share of the candidates here, in (0, 1]: how many rows an "
+                "update trains on is per_device_train_batch_size × gradient_accumulation_steps."
+            )
         require_between("keep", self.keep, 0.0, 1.0, open_low=True)
         if self.token_keep is not None:
             require_between("token_keep", self.token_keep, 0.0, 1.0, open_low=True)
+            if self.keep != _KEEP:
+                raise ConfigurationError(
+                    f"keep={self.keep} of the rows and token_keep={self.token_keep} of their "
+                    "tokens: all rows are trained on if tokens are chosen. Leave one out."
+                )
         if self.updates_per_scoring * self.keep > 1:
             raise ConfigurationError(
                 f"updates_per_scoring={self.updates_per_scoring} of a share of {self.keep} each "

@@ -31,7 +31,7 @@ from reducible.loop import (
 )
 from reducible.plans import Plan
 from reducible.selectors import Selector, selector
-from reducible.stores import IrreducibleLossStore, TokenLossStore, collate_with_ids
+from reducible.stores import IrreducibleLossStore, TokenLossStore
 from reducible.tasks import Task, token_losses
 from reducible.types import ConfigurationError
 
@@ -43,7 +43,7 @@ except ImportError as error:
     ) from error
 
 
-from reducible.adapters.transformers_data import Ticks, rows_of, task_of
+from reducible.adapters import transformers_data as given
 
 if TYPE_CHECKING:
     _Base = Trainer  # what it is mixed into
@@ -89,7 +89,14 @@ class SelectionMixin(_Base):
         loader_options: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        if selection is None and rule is None and plan is not None:
+            selection = SelectionArguments(selector="uniform", keep=1.0)  # the plan is all there is
         self.selection = selection or SelectionArguments()
+        if not isinstance(self.selection, SelectionArguments):
+            raise ConfigurationError(
+                f"selection is {type(self.selection).__name__}; pass "
+                "reducible.adapters.transformers.SelectionArguments(…)."
+            )
         self._by_token = self.selection.token_keep is not None
         rule = self.selection.selector if rule is None else rule
         self._rule = selector(rule) if isinstance(rule, str) else rule
@@ -100,6 +107,7 @@ class SelectionMixin(_Base):
         self.metrics: SelectionMetrics | None = None
         self._forget()
         super().__init__(*args, **kwargs)
+        given.check(self, self._store, self._plan, by_token=self._by_token)
         if self.train_dataset is not None:
             self._candidates()  # what cannot work is told now
 
@@ -118,7 +126,7 @@ class SelectionMixin(_Base):
         Returns:
             The losses, to be saved and passed as ``store=`` the next time.
         """
-        rows, collate = rows_of(self, self.selection.ids_column)
+        rows, collate = given.rows_of(self, self.selection.ids_column)
         model = model.to(self.args.device)
         score: Any = score_token_irreducible_loss if self._by_token else score_irreducible_loss
         self._store = score(model, rows, task=self.task, collate_fn=collate, **options)
@@ -140,7 +148,7 @@ class SelectionMixin(_Base):
             raise ValueError("Trainer: training requires a train_dataset.")
         self._loader = self._candidates()
         if isinstance(self.train_dataset, IterableDataset):
-            ticks: Any = Ticks()
+            ticks: Any = given.Ticks()
         else:
             ticks = range(self._planned_rows())
         clock = DataLoader(ticks, batch_size=self._train_batch_size, drop_last=True)
@@ -231,8 +239,9 @@ class SelectionMixin(_Base):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The trainer's own, with what was chosen since the last time."""
-        if self.metrics is not None and "loss" in logs:
-            logs |= self.metrics.take()
+        if self.selection.log_selection and "loss" in logs:
+            told = self._tokens if self.metrics is None else self.metrics
+            logs |= told.take() if told is not None else {}
         super().log(logs, *args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any, *args: Any, **kwargs: Any) -> None:
@@ -267,7 +276,7 @@ class SelectionMixin(_Base):
     def task(self) -> Task:
         """The task: what batches mean."""
         if self._task is None:
-            self._task = task_of(self.model)
+            self._task = given.task_of(self.model)
         return self._task
 
     @property
@@ -309,14 +318,9 @@ class SelectionMixin(_Base):
         keep = 1.0 if self._by_token else chosen.keep
         size = math.floor(self._n_b / keep + 0.5)
         if isinstance(dataset, IterableDataset):
-            if column is None:
-                raise ConfigurationError(
-                    "a streamed data set has no positions to count its rows by: name the column "
-                    "of their ids with SelectionArguments(ids_column=…)."
-                )
-            collate = collate_with_ids(self.data_collator, ids=column)
-            return DataLoader(dataset, size, collate_fn=collate, **options)
-        rows, collate = rows_of(self, column)
+            mine, collate = given.streamed(self, column)
+            return DataLoader(mine, size, collate_fn=collate, **options)
+        rows, collate = given.rows_of(self, column)
         seed = args.seed if args.data_seed is None else args.data_seed
         sampler = None
         if self._plan is not None:
@@ -341,6 +345,12 @@ class SelectionMixin(_Base):
         chosen, args = self.selection, self.args
         seed = args.seed if chosen.selection_seed is None else chosen.selection_seed
         rule, store = self._rule, self._store
+        if store is None and "irreducible_loss" in rule.needs and not self._options:
+            raise ConfigurationError(
+                "the rule reads irreducible losses, and there are none. Pass store=, name a file "
+                "with SelectionArguments(irreducible_loss=…), or call "
+                "trainer.score_irreducible_loss(model) before trainer.train()."
+            )
         if self._by_token:
             share = chosen.token_keep or 1.0
             self._tokens = TokenSelection(rule, keep=share, store=store, seed=seed)
@@ -365,21 +375,10 @@ class SelectionMixin(_Base):
         if self.metrics is not None:
             self.metrics.ledger = made.ledger
         if self._resume_from is not None:
-            self._take_over(made, self._resume_from)
+            given.take_over(self._resume_from, made, self._tokens)
         self.batches = made
         self._chosen = endless(made)
         return self._chosen
-
-    def _take_over(self, batches: SelectingLoader, path: Path) -> None:
-        if not path.is_file():
-            raise ConfigurationError(
-                f"{path} is missing: the checkpoint was saved without selection, or by another "
-                "number of processes. Pass ignore_data_skip=True to begin the candidates anew."
-            )
-        state = checkpoints.load(path)
-        batches.load_state_dict(state["batches"])
-        if self._tokens is not None and state["tokens"] is not None:
-            self._tokens.load_state_dict(state["tokens"])
 
     def _token_scale(self, batches: list[Any]) -> float:
         """What a sum over chosen tokens is multiplied by, to be their mean over the update.

@@ -163,7 +163,7 @@ def _passes(
     require_rows(train, "train")
     ledger = ledger or Ledger()
     began = ledger.seconds["irreducible_loss"]
-    bar = FitProgress(progress, fits=1)
+    bar = FitProgress(progress, fits=1, title="scoring irreducible losses")
     size = loading.pop("batch_size")
     generator = torch.Generator()  # a DataLoader draws a seed even if nothing is random
     loader = candidate_batches(train, size, shuffle=False, generator=generator, **loading)

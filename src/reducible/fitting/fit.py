@@ -28,6 +28,7 @@ from reducible.stores import (
     IrreducibleLossStore,
     fingerprint,
     label_sample,
+    noting_ids,
     refuse_keys,
     require_ids,
 )
@@ -163,6 +164,12 @@ class Fit:
             seed: of initialisation and order.
             objective: what is minimised; the mean loss.
         """
+        if isinstance(make_model, nn.Module):
+            raise ConfigurationError(
+                f"make_model is a {type(make_model).__name__}; pass a function that makes a new "
+                "one at every call, such as lambda: Net(). A model as it stands scores with "
+                "reducible.score_irreducible_loss(model, train)."
+            )
         objective = objective or MeanLoss(self.task, self.smoothing)
         devices = [self.device] if self.device.type not in ("cpu", "mps") else []
         with torch.random.fork_rng(devices):
@@ -355,6 +362,8 @@ def candidate_batches(dataset: Any, batch_size: int, *, shuffle: bool, **options
     """Candidate batches; whole batches at once if the data set is in memory."""
     if hasattr(dataset, "loader"):
         return dataset.loader(batch_size, shuffle=shuffle, drop_last=False)
+    if options.get("collate_fn") is not None:
+        options["collate_fn"] = noting_ids(options["collate_fn"])
     return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, **options)
 
 

@@ -15,12 +15,15 @@ class FitProgress:
     Args:
         progress: whether to show a new bar, or the rich Progress to show it in.
         fits: how many there will be.
+        title: of the task.
     """
 
-    def __init__(self, progress: bool | Progress, fits: int) -> None:
+    def __init__(
+        self, progress: bool | Progress, fits: int, title: str = "fitting irreducible losses"
+    ) -> None:
         own = isinstance(progress, bool)
         self._bar: Progress | None = _new_bar(shown=bool(progress)) if own else progress
-        self._own, self._fits = own, fits
+        self._own, self._fits, self._title = own, fits, title
         self._task: Any = None
 
     def __enter__(self) -> None:
@@ -35,7 +38,7 @@ class FitProgress:
         """Begins a fit of so many updates; each fit has as many as the first."""
         if self._bar is not None and self._task is None:
             total = self._fits * updates
-            self._task = self._bar.add_task("fitting irreducible losses", total=total)
+            self._task = self._bar.add_task(self._title, total=total)
 
     def advance(self) -> None:
         """One update is done."""

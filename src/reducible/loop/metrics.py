@@ -79,7 +79,8 @@ class SelectionMetrics:
         found: dict[str, float] = {}
         ids = torch.cat([i.cpu() for i in self._ids])
         if self._scores:
-            found["score"] = float(torch.cat(self._scores).float().mean())
+            # Rows that chance chose, as in a warm-up, have none.
+            found["score"] = float(torch.cat(self._scores).float().nanmean())
         if self._store is not None and not self._store.groups:
             found["irreducible_loss"] = float(self._store.lookup(ids).mean())
         for name, common in self._would.items():

@@ -71,6 +71,8 @@ class TokenSelection:
         self._rule, self._keep, self._store, self._seed = rule, float(keep), store, seed
         self.ledger = ledger or Ledger()
         self._step = 0
+        self._tokens = [0, 0]  # chosen and predicted, since figures were taken
+        self._losses: Tensor | None = None  # [2] sums over the same
 
     def count(self, labels: Tensor) -> int:
         """How many tokens of a batch with these labels ([B, T] int64) are trained on."""
@@ -112,6 +114,10 @@ class TokenSelection:
             self._rule.observe(evidence, picked)
             taken = torch.zeros_like(loss, dtype=torch.bool)
             taken[picked.index] = True
+            sums = torch.stack([loss[taken].sum(), loss.sum()])
+            self._losses = sums if self._losses is None else self._losses + sums
+            self._tokens[0] += self._kept(loss.numel())
+            self._tokens[1] += loss.numel()
             found = torch.zeros_like(predicted)
             found[predicted] = taken
         self._step += 1
@@ -128,6 +134,23 @@ class TokenSelection:
         losses = token_losses(logits, labels)
         chosen = self.chosen(losses, labels, ids)
         return (losses * chosen).sum() / chosen.sum()
+
+    def take(self) -> dict[str, float]:
+        """Figures since the last time, for a logger; none if nothing was chosen.
+
+        ``selection/token_share``: of the tokens that were chosen; ``selection/token_loss`` and
+        ``selection/token_loss_all``: mean loss of those, and of all.
+        """
+        if self._losses is None:
+            return {}
+        chosen, every = self._tokens
+        sums = self._losses.tolist()
+        self._tokens, self._losses = [0, 0], None
+        return {
+            "selection/token_share": chosen / every,
+            "selection/token_loss": sums[0] / chosen,
+            "selection/token_loss_all": sums[1] / every,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on as if never stopped."""

@@ -1,7 +1,7 @@
 """Stores: irreducible losses by id, remembered losses, and which example is which."""
 
 from reducible.loading.labels import key_ids
-from reducible.stores.collating import collate_with_ids
+from reducible.stores.collating import collate_with_ids, noting_ids
 from reducible.stores.fingerprints import fingerprint
 from reducible.stores.ids import (
     WithIds,
@@ -36,6 +36,7 @@ __all__ = [
     "label_sample",
     "label_values",
     "labels_of",
+    "noting_ids",
     "origin_of",
     "refuse_keys",
     "require_disjoint",

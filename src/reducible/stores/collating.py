@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from operator import index
 from typing import Any, final
 
 import torch
@@ -42,6 +44,24 @@ def collate_with_ids(collate: Collate | None = None, *, ids: str | None = None) 
     return _CollateWithIds(default_collate if collate is None else collate, ids)
 
 
+def noting_ids(collate: Collate) -> Collate:
+    """The same collate function, whose errors say that the items carry ids."""
+    if isinstance(collate, _CollateWithIds) or collate is default_collate:
+        return collate
+    return partial(_noting_ids, collate)
+
+
+def _noting_ids(collate: Collate, items: list[Any]) -> Any:
+    try:
+        return collate(items)
+    except Exception as error:
+        error.add_note(
+            "The items are reducible.Candidates, with ids. Is the collate function one that knows "
+            "nothing of them? Wrap it: reducible.collate_with_ids(collate_fn)."
+        )
+        raise
+
+
 @final
 class _CollateWithIds:
     """A class, not a closure, so that workers that are spawned can be sent it."""
@@ -70,7 +90,13 @@ class _CollateWithIds:
                 "reducible.WithIds(dataset), or name the column that holds them: "
                 "collate_with_ids(collator, ids=…)."
             )
-        ids = torch.as_tensor([int(item[self._key]) for item in items], dtype=torch.int64)
+        try:
+            ids = torch.tensor([index(item[self._key]) for item in items], dtype=torch.int64)
+        except TypeError:
+            raise DataError(
+                f"the column {self._key!r} holds {type(first[self._key]).__name__}, and ids are "
+                "whole numbers: number the rows, dataset.map(…, with_indices=True)."
+            ) from None
         return ids, [{k: v for k, v in item.items() if k != self._key} for item in items]
 
     @staticmethod

@@ -45,7 +45,8 @@ class WithIds(Dataset[Candidates]):
     Args:
         dataset: map-style: has ``__len__`` and ``__getitem__`` (``__getitems__`` is used if
             it exists).
-        ids: [N] int64 of one's own, such as a column of keys; positions if None.
+        ids: [N] int64 of one's own, such as a column of keys (a list or NumPy array too);
+            positions if None.
 
     Raises:
         DataError: the data set is empty, is not map-style, or yields Candidates already; ids of
@@ -56,7 +57,7 @@ class WithIds(Dataset[Candidates]):
     (tensor(2), tensor(1))
     """
 
-    def __init__(self, dataset: Any, *, ids: Tensor | None = None) -> None:
+    def __init__(self, dataset: Any, *, ids: Tensor | Sequence[int] | None = None) -> None:
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise DataError(
                 f"WithIds needs a map-style data set (__len__ and __getitem__), got "
@@ -69,10 +70,11 @@ class WithIds(Dataset[Candidates]):
         self.dataset = dataset
         self.origin, positions = _base(dataset)
         if ids is not None:
-            require_ids(ids)
-            if len(ids) != len(dataset):
-                raise DataError(f"{len(ids)} ids for a data set of {len(dataset)} rows.")
-            positions = ids
+            own: Tensor = as_tensor(ids)
+            require_ids(own)
+            if len(own) != len(dataset):
+                raise DataError(f"{len(own)} ids for a data set of {len(dataset)} rows.")
+            positions = own
         self.ids = torch.arange(len(dataset)) if positions is None else positions  # [N]
 
     def __len__(self) -> int:

@@ -97,6 +97,13 @@ class IrreducibleLossStore:
     def __len__(self) -> int:
         return self._values.shape[0]
 
+    def __repr__(self) -> str:
+        groups = f", {self.groups} groups" if self.groups else ""
+        made = self.header.get("method")
+        return (
+            f"<irreducible losses of {len(self)} examples{groups}{f' by {made}' if made else ''}>"
+        )
+
     @property
     def groups(self) -> int:
         """Number of columns G; 0 if the store has one loss per example."""
@@ -275,6 +282,8 @@ class IrreducibleLossStore:
 
 def _columns(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
     """Values and ids of a file; raises StoreError unless they are as ``save`` writes them."""
+    if {"offsets", "values"} <= set(tensors):
+        raise StoreError("it holds losses of tokens: load it with reducible.TokenLossStore.load.")
     if not {"values"} <= set(tensors) <= {"values", "ids"}:
         raise StoreError(f"it holds {sorted(tensors)}, in place of values and perhaps ids.")
     values, ids = tensors["values"], tensors.get("ids")
