@@ -16,8 +16,8 @@ import reducible as rd
 from plan_toys import FLOOR, LABELS, P, generator_of, plan_of, store_of
 from reducible.lab.recipe import Recipe
 from reducible.lab.studies.equal_time.recipes import setting
+from reducible.plans.filtering import residual_weights
 from reducible.plans.noise import noise_floor_filter, wrong_probability
-from reducible.plans.plan import residual_weights
 from reducible.stores import fingerprint
 
 # -- by hand --------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,9 @@ import torch
 from torch import Tensor
 
 from reducible.files import checkpoints
-from reducible.loading.labels import as_labels, as_tensor
-from reducible.plans.floors import drop_below
-from reducible.plans.noise import noise_floor_filter, wrong_probability
+from reducible.plans.filtering import filtered
 from reducible.plans.sampler import PlanSampler
+from reducible.plans.steering import steered
 from reducible.stores import IrreducibleLossStore, ids_of, require_ids
 from reducible.types import (
     ConfigurationError,
@@ -25,26 +23,12 @@ from reducible.types import (
     ReducibleError,
     StoreError,
     name_ids,
-    require_between,
 )
 
 _FORMAT = "reducible.plan.2"
-_FEW = 0.4  # a plan that keeps a smaller share says so
-_DECIDED = {"noise_floor", "wrong_share", "wrong_share_kept"}  # read again from a plan's report
-
-
-def residual_weights(probability: Tensor, *, exponent: float, offset: float = 0.02) -> Tensor:
-    """(1 − p_IL(y_i | x_i) + offset)^exponent, scaled to a mean of one; [N].
-
-    What the holdout model is sure of teaches least; the offset keeps it in.
-
-    Args:
-        probability: [N] in [0, 1].
-        exponent: ≥ 0; 0 weighs all alike.
-        offset: > 0.
-    """
-    weight = (1.0 - probability + offset) ** exponent
-    return weight / weight.mean()
+# What is read again from the report of a plan
+_FILTERED = {"noise_floor", "wrong_share", "wrong_share_kept"}
+_STEERED = {"keep", "share", "threshold"}
 
 
 @final
@@ -107,29 +91,74 @@ class Plan:
                 another length, or irreducible losses below 0, of which no probability can be had.
             SelectionError, StoreError: as the store's look-up.
         """
-        if store.groups:
-            raise ConfigurationError("a plan needs a store with one loss per example, not groups.")
-        given, classes = _examples(ids, labels)
-        require_between("multiple", multiple, 0.0, open_high=True)
-        require_between("exponent", exponent, 0.0, open_high=True)
-        require_between("offset", offset, 0.0, open_low=True, open_high=True)
-        floor = _floor(store, noise_floor, int(classes.max()) + 1)
-        store.check_data(given, classes)
-        probability = _probability(store, given)  # [N]
-        below = floor if noise_floor is not None else _below(store, probability, classes, floor)
-        keep = _kept(noise_floor_filter(probability, classes, below, multiple=multiple), multiple)
-        weight = residual_weights(probability[keep], exponent=exponent, offset=offset)
-        dropped = given[~keep][probability[~keep].argsort(stable=True)]
-        wrong = wrong_probability(probability, classes, floor)  # [N]
-        report = {
-            "multiple": multiple, "exponent": exponent, "offset": offset,
-            "examples": given.numel(), "kept": int(keep.sum()), "noise_floor": floor.tolist(),
-            "drop_below": (multiple * below).tolist(), "wrong_share": float(wrong.mean()),
-            "wrong_share_kept": float((weight * wrong[keep]).mean()),
-            "by_class": _by_class(classes, keep, probability),
-            "highest_irreducible_loss": dropped[:20].tolist(),
-        }  # fmt: skip
-        return cls(given[keep], weight, dropped, report | _origin(store))
+        return cls(
+            *filtered(
+                store, ids, labels,
+                noise_floor=noise_floor, multiple=multiple, exponent=exponent, offset=offset,
+            )
+        )  # fmt: skip
+
+    @classmethod
+    def toward(
+        cls,
+        store: IrreducibleLossStore,
+        ids: Tensor | Sequence[int],
+        *,
+        trusted: Tensor | Sequence[int] | None = None,
+        keep: float = 0.2,
+        share: float | None = None,
+        against: IrreducibleLossStore | None = None,
+        by: Tensor | Sequence[int] | None = None,
+        copies: Tensor | Sequence[int] | None = None,
+        exponent: float = 0.0,
+        offset: float = 0.02,
+        most_shown: float | None = None,
+        draws: int | None = None,
+    ) -> Plan:
+        """What of a pool comes nearest to a trusted set, and the trusted set in every batch.
+
+        For a small set that looks like what the model will be judged on, and a large pool of which
+        much is beside the point, wrong or there twice. Kept is the share of the pool with the
+        lowest losses by a model fitted on the trusted set, or, with ``against``, with the lowest
+        loss by that model less that by a model of the pool: log p_pool − log p_trusted, as in
+        Rho-1 (Lin et al. 2024) and DSIR (Xie et al. 2023).
+
+        Args:
+            store: losses of the pool by a model of the trusted set, which never saw the pool.
+            ids: [N] int64 of the pool; a list, range or NumPy array too.
+            trusted: [T] int64 of the trusted set, in the same data set as the pool; None if it is
+                not to be trained on.
+            keep: share of the pool, in [0, 1]; 0: the trusted set alone.
+            share: of the draws that go to the trusted set, evenly spread over the batches; a
+                quarter if there is one.
+            against: losses of the pool by a model that was fitted on a part of it, or before.
+            by: [N] class or group of each id of the pool; ``keep`` is then of each.
+            copies: [N] whole numbers, alike for copies of one example, such as a hash of it; the
+                one with the lowest loss stays.
+            exponent: of (1 − p_trusted + offset) as sampling weights of what is kept; 0 weighs all
+                alike.
+            offset: of the sampling weights, > 0.
+            most_shown: how often an example of the trusted set is shown at most, in the mean, over
+                ``draws``; ``share`` is lowered to that.
+            draws: rows trained on in all: updates × batch size.
+
+        Raises:
+            ConfigurationError: settings that cannot work.
+            DataError: ids that are not int64, negative, twice, or both trusted and in the pool;
+                labels or copies of another length.
+            SelectionError, StoreError: as the stores' look-up.
+
+        >>> store = IrreducibleLossStore.from_tensor(torch.tensor([2.0, 0.3, 9.0, 0.1]))
+        >>> plan = Plan.toward(store, range(4), trusted=[4, 5], keep=0.5)
+        >>> plan.ids, plan.weight
+        (tensor([1, 3, 4, 5]), tensor([1.5000, 1.5000, 0.5000, 0.5000], dtype=torch.float64))
+        """
+        return cls(
+            *steered(
+                store, ids, trusted=trusted, keep=keep, share=share, against=against, by=by,
+                copies=copies, exponent=exponent, offset=offset, most_shown=most_shown, draws=draws,
+            )
+        )  # fmt: skip
 
     @property
     def noise_floor(self) -> Tensor:
@@ -140,8 +169,14 @@ class Plan:
         clean holdout knows nothing of the noise of the train set, and its loss is about the plain.
 
         Raises:
+            ConfigurationError: a plan that is steered by a trusted set.
             DataError: they add up to 1 or more, so the model that they come from knows nothing.
         """
+        if "noise_floor" not in self.report:
+            raise ConfigurationError(
+                "a plan that is steered by a trusted set asks what is to the point, not which "
+                "labels are wrong: it has no noise floor. Plan.from_irreducible_loss has one."
+            )
         floor = torch.tensor(self.report["noise_floor"], dtype=torch.float64)
         before = self.report["wrong_share"]
         floor = floor * (self.report["wrong_share_kept"] / before if before > 0 else 1.0)
@@ -177,8 +212,10 @@ class Plan:
         weight = torch.cat([self.weight, self.weight.new_ones(ids.numel())])
         order = joined.argsort()
         kept, new = self.ids.numel(), ids.numel()
-        wrong = kept * self.report["wrong_share_kept"] + new * self.report["wrong_share"]
-        report = {**self.report, "included": new, "wrong_share_kept": wrong / (kept + new)}
+        report: dict[str, Any] = {**self.report, "included": new}
+        if "wrong_share" in report:
+            wrong = kept * report["wrong_share_kept"] + new * report["wrong_share"]
+            report["wrong_share_kept"] = wrong / (kept + new)
         return Plan(ids=joined[order], weight=weight[order], dropped=self.dropped, report=report)
 
     def sampler(
@@ -263,102 +300,5 @@ def _wrong_contents(parts: Mapping[str, Any]) -> str | None:
         return f"the mean weight is {float(weight.mean())}, not 1"
     if bool(torch.isin(dropped, ids).any()):
         return "an id is both kept and dropped"
-    told = isinstance(report, Mapping) and set(report) >= _DECIDED
+    told = isinstance(report, Mapping) and (set(report) >= _FILTERED or set(report) >= _STEERED)
     return None if told else "its report lacks what was decided"
-
-
-def _examples(ids: Tensor | Sequence[int], labels: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Ids, ascending, and the class of each; both [N] int64 on the CPU."""
-    given: Tensor = as_tensor(ids)
-    classes: Tensor = as_labels(labels, "A plan takes one class for each id.")
-    require_ids(given)
-    if classes.shape != given.shape:
-        raise DataError(f"{given.numel()} ids but labels of shape {tuple(classes.shape)}.")
-    order = given.argsort()
-    return given[order].cpu(), classes[order].cpu()
-
-
-def _floor(store: IrreducibleLossStore, given: Tensor | None, classes: int) -> Tensor:
-    """[C] float64 m_k: as given, as learned, or the header's medians."""
-    header: dict[str, Any] = {"floor": store.header.get("noise_floor")}
-    floor = (header | store.header.get("learned_noise", {}))["floor"] if given is None else given
-    if floor is None:
-        raise ConfigurationError(
-            "the store's header has no noise floor (it was not made by fitting): pass "
-            "noise_floor=[C], per class the median of p(k | x) over rows of other classes."
-        )
-    floor = torch.as_tensor(floor, dtype=torch.float64)
-    if floor.dim() != 1 or floor.numel() < classes:
-        raise ConfigurationError(f"a noise floor of shape {tuple(floor.shape)}, {classes} classes.")
-    return floor
-
-
-def _below(
-    store: IrreducibleLossStore, probability: Tensor, labels: Tensor, floor: Tensor
-) -> Tensor:
-    """[C] float64: what fitting learned to drop below; the floor if it learned nothing."""
-    learned = store.header.get("learned_noise")
-    if learned is not None:
-        cut, share = (torch.tensor(learned[name], dtype=torch.float64) for name in ("cut", "share"))
-        return drop_below(probability, labels, cut, share)
-    count = torch.bincount(labels)
-    if 2 * int(count.max()) > labels.numel():
-        warnings.warn(
-            f"class {int(count.argmax())} has {int(count.max())} of {labels.numel()} labels, and "
-            "the store's header has medians of p(k | x) alone, which is no noise floor for a class "
-            "of more than half of the rows: right labels are dropped. Fit the irreducible losses "
-            "again, or pass noise_floor=.",
-            stacklevel=3,
-        )
-    return floor
-
-
-def _probability(store: IrreducibleLossStore, ids: Tensor) -> Tensor:
-    """[N] float64 p_IL(y_i | x_i)."""
-    loss = store.lookup(ids).double()  # [N]
-    if bool((loss < 0).any()):
-        raise DataError(
-            f"irreducible losses below 0, ids {name_ids(ids[loss < 0])}: a plan reads "
-            "p(y | x) = exp(−loss), so they must be cross-entropies."
-        )
-    return loss.neg().exp()
-
-
-def _kept(keep: Tensor, multiple: float) -> Tensor:
-    """A filter ([N] bool) as it is; raises if it keeps nothing, warns if it keeps little."""
-    kept, examples = int(keep.sum()), keep.numel()
-    if kept == 0:
-        raise ConfigurationError(
-            f"multiple={multiple} of the noise floor drops all {examples} examples: the "
-            "irreducible-loss model knows nothing of these labels. Fit it longer, or lower "
-            "multiple."
-        )
-    if kept < _FEW * examples:
-        warnings.warn(
-            f"the plan keeps {kept} of {examples} examples. Where fewer labels than that are "
-            "wrong, the irreducible-loss model knows too little: fit it longer, or lower multiple.",
-            stacklevel=3,
-        )
-    return keep
-
-
-def _origin(store: IrreducibleLossStore) -> dict[str, Any]:
-    """Names the store, for a report."""
-    made = {name: store.header.get(name) for name in ("method", "model", "seconds")}
-    return {"fingerprint": store.fingerprint, "store": made}
-
-
-def _by_class(labels: Tensor, keep: Tensor, probability: Tensor) -> list[dict[str, Any]]:
-    """Per class: examples, kept, and the median p_IL of its labels."""
-    rows: list[dict[str, Any]] = []
-    for c in range(int(labels.max()) + 1):
-        own = labels == c
-        rows.append(
-            {
-                "class": c,
-                "examples": int(own.sum()),
-                "kept": int((own & keep).sum()),
-                "median_probability": float(probability[own].median()) if bool(own.any()) else None,
-            }
-        )
-    return rows
