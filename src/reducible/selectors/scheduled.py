@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any, final
 
 import torch
-from torch import Tensor
 
 from reducible import schedules
 from reducible.picks._checks import check_k
 from reducible.picks._draws import shuffled
-from reducible.selectors.base import PER_ROW, Choice, Composed, Look, Selector, given
+from reducible.selectors.base import Choice, Composed, Look, Selector, given
+from reducible.selectors.parts import Among, joined
 from reducible.types import ConfigurationError, Evidence, Selection, SelectionError, require_between
 
 
@@ -140,7 +140,7 @@ class Scheduled(Selector):
         order = shuffled(size, generator=generator, like=own)
         rest = order[~torch.isin(order, own)][: k - own.numel()]
         evidence = bare if inner.rows is not None else inner.evidence
-        return Choice(evidence, _joined(inner, own, rest))
+        return Choice(evidence, joined(inner, own, rest))
 
     def _chance_first(
         self, look: Look, bare: Evidence, k: int, by_rule: int, generator: torch.Generator
@@ -148,7 +148,7 @@ class Scheduled(Selector):
         """Random rows of all candidates, and the inner rule's choice among the others."""
         order = shuffled(bare.ids.numel(), generator=generator, like=bare.ids)
         chance, others = order[: k - by_rule], order[k - by_rule :]
-        among = _Among(look, others, bare)
+        among = Among(look, others, bare)
         inner = self._inner.choose(among, by_rule, generator=generator)
         if inner.selection.index.numel() != by_rule:
             raise SelectionError(
@@ -157,7 +157,7 @@ class Scheduled(Selector):
                 "rows, it would be biased. An unbiased rule gives as many as it is asked for."
             )
         own = others.to(inner.positions.device)[inner.positions]
-        return Choice(among.whole, _joined(inner, own, chance.to(own.device)))
+        return Choice(among.whole, joined(inner, own, chance.to(own.device)))
 
     def observe(self, evidence: Evidence, selection: Selection) -> None:
         """Let the rule learn from what it chose itself, or from its share of blindly drawn rows."""
@@ -180,30 +180,3 @@ class Scheduled(Selector):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Into the inner rule."""
         self._inner.load_state_dict(state)
-
-
-class _Among:
-    """A look at some of the candidates, which are measured together with all the others."""
-
-    def __init__(self, look: Look, some: Tensor, bare: Evidence) -> None:
-        self._look, self._some = look, some  # [M] int64
-        self.whole = bare  # evidence of all candidates, as measured last
-
-    def __call__(
-        self, needs: frozenset[str], rows: Tensor | None = None, *, samples: int = 0
-    ) -> Evidence:
-        if rows is not None:
-            return self._look(needs, self._some.to(rows.device)[rows], samples=samples)
-        self.whole = self._look(needs, samples=samples)
-        return self.whole.rows(self._some.to(self.whole.ids.device))
-
-
-def _joined(inner: Choice, own: Tensor, chance: Tensor) -> Composed:
-    """The rule's rows, then those of chance: positions [K]; a random row has no score."""
-    chosen, few = inner.selection, chance.numel()
-    weight = torch.cat([chosen.weight, chosen.weight.new_ones(few)])
-    info = {
-        name: torch.cat([value, value.new_full((few,), math.nan)]) if name in PER_ROW else value
-        for name, value in chosen.info.items()
-    }
-    return Composed(torch.cat([own, chance]), weight, info, inner=inner)
