@@ -14,6 +14,7 @@ from reducible.fitting import (
     fit_group_irreducible_loss,
     fit_irreducible_loss,
     fit_proxy,
+    plan_toward,
     score_irreducible_loss,
     score_token_irreducible_loss,
 )
@@ -26,9 +27,9 @@ from reducible.loop import (
     TokenSelection,
     weighted_mean,
 )
-from reducible.plans import Plan, noise_floor_loss
+from reducible.plans import Plan, StreamFilter, noise_floor_loss
 from reducible.scoring import CoTrained, Scoring, early_exit, measure
-from reducible.selectors import SELECTORS, Chain, Scheduled, Scored, Selector, selector
+from reducible.selectors import SELECTORS, Always, Chain, Scheduled, Scored, Selector, selector
 from reducible.stores import IrreducibleLossStore, TokenLossStore, WithIds, collate_with_ids
 from reducible.tasks import (
     CausalLM,
@@ -56,6 +57,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SELECTORS",
+    "Always",
     "BreakEven",
     "Candidates",
     "CausalLM",
@@ -87,6 +89,7 @@ __all__ = [
     "Selector",
     "SequenceClassification",
     "StoreError",
+    "StreamFilter",
     "Task",
     "TokenLossStore",
     "TokenSelection",
@@ -100,6 +103,7 @@ __all__ = [
     "fit_proxy",
     "measure",
     "noise_floor_loss",
+    "plan_toward",
     "register_batch_type",
     "score_irreducible_loss",
     "score_token_irreducible_loss",

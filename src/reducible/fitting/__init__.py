@@ -5,6 +5,7 @@
 - ``irreducible``: irreducible losses from a holdout, or by cross-fitting; proxies
 - ``by_model``: irreducible losses by a model as it stands, of examples or of tokens
 - ``groups``, ``adapters``: irreducible losses per group
+- ``toward``: how a plan is steered by a trusted set, chosen on its folds
 - ``copies``: rows whose inputs are equal
 """
 
@@ -19,6 +20,7 @@ from reducible.fitting.irreducible import (
     fit_irreducible_loss,
     fit_proxy,
 )
+from reducible.fitting.toward import plan_toward
 
 __all__ = [
     "LossColumn",
@@ -26,6 +28,7 @@ __all__ = [
     "fit_group_irreducible_loss",
     "fit_irreducible_loss",
     "fit_proxy",
+    "plan_toward",
     "score_irreducible_loss",
     "score_token_irreducible_loss",
 ]

@@ -132,7 +132,8 @@ class Fit:
             )
         self._progress = FitProgress(options.get("progress", True), fits=jobs)
         self._began = 0.0
-        self._flops = 0
+        self.flops = 0
+        """Spent so far."""
         self._flops_per_update = 0
         self._flops_per_scored: float | None = None
         self._updates = 0
@@ -192,7 +193,7 @@ class Fit:
 
         def check(epoch: float) -> None:
             nonlocal best, lowest, weights
-            scores = self._score(model, checked, objective)
+            scores = self.score(model, checked, objective)
             mean = objective.criterion(scores)
             curve.append(mean)
             if mean < lowest:
@@ -205,7 +206,7 @@ class Fit:
         for epoch in range(self.epochs):
             model.train()
             for position, candidates in enumerate(batches_of(loader), start=1):
-                self._update(model, optimizer, candidates, objective)
+                self.update(model, optimizer, candidates, objective)
                 self._progress.advance()
                 if position in check_at:
                     check(epoch + position / per_epoch)
@@ -219,20 +220,21 @@ class Fit:
         final = objective.whole()
         if final is not objective or checked is not scored:
             model.load_state_dict(weights)
-            kept_epoch, best = best.kept_epoch, self._score(model, scored, final)
+            kept_epoch, best = best.kept_epoch, self.score(model, scored, final)
             best.kept_epoch = kept_epoch
         best.mean_losses, best.model_name = curve, type(model).__name__
         if self.save_model is not None:
             save_weights(self.save_model, weights)
         return best
 
-    def _update(
+    def update(
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         candidates: Candidates,
         objective: Objective,
     ) -> None:
+        """One update on a batch, counted."""
         refuse_keys(candidates.ids)
         batch = to_device(candidates.batch, self.device)
         if self.augment is not None:
@@ -246,7 +248,7 @@ class Fit:
         optimizer.step()
         if counter is not None:
             self._flops_per_update = counter.get_total_flops()
-        self._flops += self._flops_per_update
+        self.flops += self._flops_per_update
         self._updates += 1
 
     def _targets(self, batch: Any) -> Any:
@@ -255,8 +257,8 @@ class Fit:
             raise DataError("the task has no targets, so there is no loss to fit.")
         return targets
 
-    def _score(self, model: nn.Module, scored: Any, objective: Objective) -> Scores:
-        """Losses of all of ``scored`` in eval mode."""
+    def score(self, model: nn.Module, scored: Any, objective: Objective) -> Scores:
+        """What a model says of all of ``scored``, in eval mode."""
         ids, labels, losses, floors, floor_labels, hashes = [], [], [], [], [], []
         every = -(-len(scored) // _FLOOR_ROWS)
         model.eval()
@@ -273,7 +275,7 @@ class Fit:
                 rows = candidates.ids.numel()
                 if counter is not None:
                     self._flops_per_scored = counter.get_total_flops() / rows
-                self._flops += int(rows * (self._flops_per_scored or 0.0))
+                self.flops += int(rows * (self._flops_per_scored or 0.0))
                 losses.append(loss.cpu())
                 if "logits" in self.task.gives:
                     floors.append(logits.softmax(1)[::every].cpu())
@@ -313,7 +315,7 @@ class Fit:
             values = torch.cat([p.loss for p in parts])  # [N] or [N, G]
         require_ids(ids)
         seconds = self.ledger.seconds["irreducible_loss"] - self._began
-        self.ledger.counts.flops_irreducible_loss += self._flops
+        self.ledger.counts.flops_irreducible_loss += self.flops
         return IrreducibleLossStore.from_tensor(
             values,
             ids=ids,
@@ -330,7 +332,7 @@ class Fit:
                 "label_smoothing": self.smoothing,
                 "seed": self.seed,
                 "updates": self._updates,
-                "flops": self._flops,
+                "flops": self.flops,
                 "seconds": seconds,
             }
             | ({} if labels is None else {LABEL_SAMPLE: label_sample(ids, labels)})
