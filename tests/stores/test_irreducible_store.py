@@ -126,9 +126,9 @@ def test_a_store_of_other_data_is_refused() -> None:
         store.check_data(ids, labels.flip(0))  # permuted
     with pytest.raises(rd.StoreError, match="the same ids with other labels"):
         store.check_data(ids, torch.tensor([0, 1, 2, 0, 1, 0]))  # one relabelled
-    with pytest.raises(rd.StoreError, match=r"other examples \(6 in the store, 5 here\)"):
+    with pytest.raises(rd.StoreError, match=r"other examples \(6 in it, 5 here\)"):
         store.check_data(ids[:5], labels[:5])
-    with pytest.raises(rd.StoreError, match=r"other examples \(6 in the store, 6 here\)"):
+    with pytest.raises(rd.StoreError, match=r"other examples \(6 in it, 6 here\)"):
         store.check_data(ids + 1, labels)
     with pytest.raises(rd.StoreError, match="other examples"):
         store.check("somebody's own text")

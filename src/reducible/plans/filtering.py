@@ -16,6 +16,8 @@ from reducible.stores import IrreducibleLossStore, require_ids
 from reducible.types import ConfigurationError, DataError, name_ids, require_between
 
 _FEW = 0.4  # a plan that keeps a smaller share says so
+_CHANCE = 0.98  # of the entropy of the labels; two classes with four labels in ten wrong have 0.97
+_TELLING = 50  # examples from which a mean loss tells
 
 
 class Decision(NamedTuple):
@@ -38,8 +40,7 @@ def filtered(
     offset: float,
 ) -> Decision:
     """A filter at the noise floor, then fixed weights; see ``Plan.from_irreducible_loss``."""
-    if store.groups:
-        raise ConfigurationError("a plan needs a store with one loss per example, not groups.")
+    require_single(store)
     given, classes = _examples(ids, labels)
     require_between("multiple", multiple, 0.0, open_high=True)
     require_between("exponent", exponent, 0.0, open_high=True)
@@ -47,6 +48,8 @@ def filtered(
     floor = _floor(store, noise_floor, int(classes.max()) + 1)
     store.check_data(given, classes)
     probability = _probability(store, given)  # [N]
+    if noise_floor is None and given.numel() >= _TELLING:
+        _warn_of_chance(probability, classes)
     below = floor if noise_floor is not None else _below(store, probability, classes, floor)
     keep = _kept(noise_floor_filter(probability, classes, below, multiple=multiple), multiple)
     weight = residual_weights(probability[keep], exponent=exponent, offset=offset)
@@ -150,6 +153,32 @@ def _kept(keep: Tensor, multiple: float) -> Tensor:
             stacklevel=4,
         )
     return keep
+
+
+def require_single(store: IrreducibleLossStore) -> None:
+    """Raises ConfigurationError unless a store has one loss per example."""
+    if not isinstance(store, IrreducibleLossStore):
+        raise ConfigurationError(
+            f"a plan is made by an IrreducibleLossStore, got {type(store).__name__}. Score rows, "
+            "not tokens: reducible.score_irreducible_loss(model, dataset, task=…)."
+        )
+    if store.groups:
+        raise ConfigurationError("a plan needs a store with one loss per example, not groups.")
+
+
+def _warn_of_chance(probability: Tensor, labels: Tensor) -> None:
+    """Warns if the model knows no more of the labels than how frequent they are."""
+    share = torch.bincount(labels).double() / labels.numel()
+    entropy = float(-(share * share.clamp(min=1e-300).log()).sum())
+    loss = float(-probability.clamp(min=1e-300).log().mean())
+    if 0 < _CHANCE * entropy <= loss:
+        warnings.warn(
+            f"the mean irreducible loss is {loss:.2f}, and class frequencies alone give "
+            f"{entropy:.2f}: the model that gave it knows next to nothing of these labels, and the "
+            "plan drops right ones. Fit it longer, or on more; a pretrained encoder with a new "
+            "head has to be trained for the task first.",
+            stacklevel=4,
+        )
 
 
 def origin(store: IrreducibleLossStore) -> dict[str, Any]:

@@ -16,7 +16,14 @@ from reducible.files import checkpoints
 from reducible.plans.filtering import filtered
 from reducible.plans.sampler import PlanSampler
 from reducible.plans.steering import steered
-from reducible.stores import IrreducibleLossStore, ids_of, require_ids
+from reducible.stores import (
+    IrreducibleLossStore,
+    differ,
+    fingerprint,
+    ids_of,
+    labels_of,
+    require_ids,
+)
 from reducible.types import (
     ConfigurationError,
     DataError,
@@ -231,11 +238,27 @@ class Plan:
 
         Raises:
             ConfigurationError: batches of ``batch_size`` that this plan cannot fill.
-            DataError: the data set lacks an id of the plan.
+            DataError: the data set lacks an id of the plan, or has other labels than it was made
+                of.
         """
         if batch_size is not None:
             self._check_batch(batch_size)
-        return PlanSampler(self.ids, self.weight, ids_of(dataset), generator=generator)
+        ids = ids_of(dataset)
+        self._check_labels(dataset, ids.cpu())
+        return PlanSampler(self.ids, self.weight, ids, generator=generator)
+
+    def _check_labels(self, dataset: Any, ids: Tensor) -> None:
+        """The labels of a data set, of the rows that this was made of, if both are known."""
+        made, labels = self.report.get("fingerprint", ""), labels_of(dataset)
+        if not made or labels is None or self.report.get("included") or "share" in self.report:
+            return
+        judged = torch.isin(ids, torch.cat([self.ids, self.dropped]))
+        cause = differ(made, fingerprint(ids[judged], labels[judged]))
+        if cause is not None and "labels" in cause:
+            raise DataError(
+                f"the plan was made of {cause}. Is the data set shuffled, or of another seed? Make "
+                "the plan of the data as they are trained on."
+            )
 
     def _check_batch(self, batch_size: int) -> None:
         draws, most = self.ids.numel(), math.ceil(float(self.weight.max()))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from reducible.loading.labels import as_tensor
-from reducible.plans.filtering import Decision, origin, residual_weights
+from reducible.plans.filtering import Decision, origin, require_single, residual_weights
 from reducible.stores import IrreducibleLossStore, require_ids
 from reducible.types import ConfigurationError, DataError, name_ids, require_between
 
@@ -157,8 +157,8 @@ def _scores(
 ) -> Tensor:
     """[N] float64, the lower the nearer to the trusted set."""
     for given in (store, against):
-        if given is not None and given.groups:
-            raise ConfigurationError("a plan needs stores with one loss per example, not groups.")
+        if given is not None:
+            require_single(given)
     store.check_data(pool)
     score = store.lookup(pool).double()
     if against is not None:

@@ -2,7 +2,7 @@
 
 from reducible.loading.labels import key_ids
 from reducible.stores.collating import collate_with_ids, noting_ids
-from reducible.stores.fingerprints import fingerprint
+from reducible.stores.fingerprints import differ, fingerprint
 from reducible.stores.ids import (
     WithIds,
     has_distinct_ids,
@@ -27,6 +27,7 @@ __all__ = [
     "TokenLossStore",
     "WithIds",
     "collate_with_ids",
+    "differ",
     "fingerprint",
     "has_distinct_ids",
     "ids_of",

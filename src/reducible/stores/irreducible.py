@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from reducible.stores import layout
+from reducible.stores.fingerprints import differ
 from reducible.stores.fingerprints import fingerprint as make_fingerprint
 from reducible.stores.ids import require_ids
 from reducible.types import StoreError, name_ids, require_between
@@ -198,22 +199,13 @@ class IrreducibleLossStore:
         An empty fingerprint on either side is unchecked; if one side has no labels, the ids
         alone are compared.
         """
-        if not self.fingerprint or not fingerprint or self.fingerprint == fingerprint:
-            return
-        mine = dict(part.split("=", 1) for part in self.fingerprint.split(";") if "=" in part)
-        theirs = dict(part.split("=", 1) for part in fingerprint.split(";") if "=" in part)
-        same_ids = bool(mine) and all(mine.get(k) == theirs.get(k) for k in ("n", "ids"))
-        if same_ids and "none" in (mine.get("labels"), theirs.get("labels")):
-            return
-        cause = (
-            "the same ids with other labels: relabelled, other noise, or the rows permuted"
-            if same_ids
-            else f"other examples ({mine.get('n', '?')} in the store, {theirs.get('n', '?')} here)"
-        )
-        raise StoreError(
-            f"this store of irreducible losses is of {cause}. Store: {self.fingerprint!r}, data: "
-            f"{fingerprint!r}. Load the store that was fitted for this data, or fit it again."
-        )
+        cause = differ(self.fingerprint, fingerprint)
+        if cause is not None:
+            raise StoreError(
+                f"this store of irreducible losses is of {cause}. Store: {self.fingerprint!r}, "
+                f"data: {fingerprint!r}. Load the store that was fitted for this data, or fit it "
+                "again."
+            )
 
     def check_data(self, ids: Tensor, labels: Tensor | None = None) -> None:
         """``check`` against the fingerprint of ``ids`` ([N]) and ``labels`` ([N])."""
