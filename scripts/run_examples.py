@@ -21,6 +21,7 @@ TITLES = {
     "accelerate_ddp": "Accelerate, two processes",
     "skorch_net": "skorch",
     "token_selection": "Tokens of a language model",
+    "trl_sft": "TRL's SFTTrainer",
     "your_own_loss": "A loss of one's own",
 }
 

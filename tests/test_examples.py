@@ -18,6 +18,7 @@ NEEDS = {
     "accelerate_ddp": "accelerate",
     "skorch_net": "skorch",
     "token_selection": "transformers",
+    "trl_sft": "trl",
 }
 AT_LEAST = {
     "plain_loop": 78.0, "plan": 78.0, "huggingface_trainer": 52.0, "lightning_module": 80.0,

@@ -1,4 +1,4 @@
-"""The how-to pages of trainers and language models run, block by block, on small data."""
+"""The how-to pages of trainers, language models and steering run, block by block, on small data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 import reducible as rd
 from hf_toys import arguments, bert, gpt, padded, padded_lm, texts
@@ -126,3 +126,24 @@ def test_every_language_models_block_runs(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "tokens.safetensors").exists()
     assert [len(chosen.ids) for chosen in space["batches"]] == [8, 8]
     assert len(space["store"]) == 64
+
+
+def test_every_steering_block_runs() -> None:
+    pytest.importorskip("optuna")
+    pool = TensorDataset(X.repeat(8, 1), Y.repeat(8))
+    x = torch.randn(32, 6, generator=torch.Generator().manual_seed(1))
+    right = (x[:, 0] > 0).long()
+    space = _run(
+        "steer.md",
+        [
+            ("data = rd.WithIds", {
+                "ConcatDataset": ConcatDataset, "pool": pool, "make_small_model": _network,
+                "trusted": TensorDataset(x, right), "model": _network(),
+                "labels": torch.cat([Y.repeat(8), right]),
+            }),
+        ],
+    )  # fmt: skip
+    assert {"keep", "share", "score"} <= set(space["choice"]["tried"][0])
+    for chosen in space["batches"]:
+        assert int((chosen.ids >= 1024).sum()) >= 1
+    assert space["kept"] == [loss <= space["keeps"].threshold for loss in (0.1, 2.5, 0.4)]
