@@ -48,7 +48,7 @@ class Images(Dataset[Any]):
 
 
 # a linear model on 200 rows knows little, and the plan says so
-@pytest.mark.filterwarnings("ignore:the plan keeps")
+@pytest.mark.filterwarnings("ignore:the plan keeps", "ignore:the mean irreducible loss")
 def test_every_python_block_runs_in_order() -> None:
     model = nn.Linear(6, 3)
     space: dict[str, Any] = {

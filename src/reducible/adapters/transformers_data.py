@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def streamed(trainer: Any, column: str | None) -> tuple[Any, Callable[[list[Any]
         column: that holds the ids.
 
     Raises:
-        ConfigurationError: no column of ids; several processes, and a stream that cannot be split.
+        ConfigurationError: no column of ids.
     """
     dataset, args = trainer.train_dataset, trainer.args
     if column is None:
@@ -150,24 +151,21 @@ def streamed(trainer: Any, column: str | None) -> tuple[Any, Callable[[list[Any]
 
 
 def of_rank(dataset: Any, rank: int, ranks: int) -> Any:
-    """The rows of a Hugging Face stream that one of several processes reads.
+    """The rows of a stream that one of several processes reads: every so many, as Trainer does.
 
-    Raises:
-        ConfigurationError: another kind of stream.
+    One that was split among processes already (``datasets.distributed``) stays as it is.
     """
-    try:
-        from datasets import IterableDataset as Stream
-        from datasets.distributed import split_dataset_by_node
-    except ImportError:
-        Stream, split_dataset_by_node = None, None
-    if Stream is None or split_dataset_by_node is None or not isinstance(dataset, Stream):
-        raise ConfigurationError(
-            f"{type(dataset).__name__} is a stream that cannot be split among {ranks} processes, "
-            "so each would train on the same rows. Pass a streamed data set of datasets'."
-        )
-    if dataset._distributed is not None:  # split already
+    if getattr(dataset, "_distributed", None) is not None:
         return dataset
-    return split_dataset_by_node(dataset, rank=rank, world_size=ranks)
+    return _EverySoMany(dataset, rank, ranks)
+
+
+class _EverySoMany(IterableDataset[Any]):
+    def __init__(self, stream: Any, first: int, every: int) -> None:
+        self._stream, self._first, self._every = stream, first, every
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(self._stream, self._first, None, self._every)
 
 
 class Ticks(IterableDataset[int]):

@@ -96,6 +96,15 @@ def plan_toward(
         DataError: an empty set, bad ids, trusted ids that are not in the data, or all of them;
             labels of the trusted set that the pool lacks.
         StoreError: a fit diverged.
+
+    >>> from torch.utils.data import TensorDataset
+    >>> from reducible import WithIds
+    >>> data = WithIds(TensorDataset(torch.randn(90, 4), torch.arange(90) % 2))
+    >>> plan = plan_toward(
+    ...     lambda: nn.Linear(4, 2), data, range(60, 90), updates=4, epochs=1, progress=False
+    ... )
+    >>> sorted(plan.report["choice"]["settings"])
+    ['keep', 'share']
     """
     require_rows(data, "data")
     refuse_one_model_options(options, f"steering makes {folds}")
