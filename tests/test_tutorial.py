@@ -38,7 +38,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         label = int(images.targets[row])
         folder = tmp_path / "photos" / f"class-{(label + 1) % 4 if row % 10 == 0 else label}"
         folder.mkdir(parents=True, exist_ok=True)
-        x = images.inputs[row].squeeze()
+        x = images.inputs[row].squeeze().float()
         pixels = (255 * (x - x.min()) / (x.max() - x.min())).byte().numpy()
         Image.fromarray(pixels).save(folder / f"{row:05d}.png")
     pooled = torch.nn.functional.avg_pool2d(images.inputs[rows].float().view(-1, 1, 28, 28), 7)
