@@ -65,18 +65,13 @@ def fit_group_irreducible_loss(
     def groups_of(ids: Tensor, targets: Tensor) -> Tensor:
         return targets if groups is None else groups.to(ids.device)[ids]
 
-    if not shared:
+    if shared:
         with fit.charged():
-            parts = _one_by_one(fit, make_model, holdout, train, groups_of, count, gamma)
-        return fit.store(parts, header | {"model": parts[0].model_name}, columns=True)
-    objective = AdaptedLoss(fit.task, fit.smoothing, groups_of, count, gamma)
-
-    def make() -> GroupAdapters:
-        return with_adapters(make_model(), fit.task, holdout, count, rank)
-
+            adapted = _together(fit, make_model, holdout, train, groups_of, count, gamma, rank)
+        return fit.store([adapted], header | {"model": adapted.model_name, "rank": rank})
     with fit.charged():
-        adapted = fit.run(make, holdout, train, objective=objective)
-    return fit.store([adapted], header | {"model": adapted.model_name, "rank": rank})
+        parts = _one_by_one(fit, make_model, holdout, train, groups_of, count, gamma)
+    return fit.store(parts, header | {"model": parts[0].model_name}, columns=True)
 
 
 def _header(holdout: Any, count: int, gamma: float, *, shared: bool) -> dict[str, Any]:
@@ -109,6 +104,25 @@ def _one_by_one(
         objective = MeanLoss(fit.task, fit.smoothing, weight)
         parts.append(fit.run(make_model, holdout, train, objective=objective))
     return parts
+
+
+def _together(
+    fit: Fit,
+    make_model: MakeModel,
+    holdout: Any,
+    train: Any,
+    groups_of: Callable[[Tensor, Tensor], Tensor],
+    count: int,
+    gamma: float,
+    rank: int,
+) -> Scores:
+    """One network with an adapter for each group."""
+
+    def make() -> GroupAdapters:
+        return with_adapters(make_model(), fit.task, holdout, count, rank)
+
+    objective = AdaptedLoss(fit.task, fit.smoothing, groups_of, count, gamma)
+    return fit.run(make, holdout, train, objective=objective)
 
 
 def _count_groups(holdout: Any, train: Any, groups: Tensor | None, given: int | None) -> int:
