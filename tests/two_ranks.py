@@ -19,6 +19,7 @@ import reducible as rd
 from hf_toys import Ids, arguments, bert, padded, texts
 
 UPDATES, N_B, KEEP, SEED, RATE = 40, 4, 0.25, 3, 0.05
+SAVED_AT = 22  # updates: inside a pass over the candidates, and inside an epoch
 
 
 def tensors() -> TensorDataset:
@@ -44,7 +45,7 @@ class Doubles(TensorDataset):
 def by_accelerate(
     log: Ids, folder: Path, rule: str = "train_loss", *, goes_on: bool = False
 ) -> nn.Module:
-    """All updates, with a checkpoint half-way; or, if it ``goes_on``, those after it."""
+    """All updates, with a checkpoint on the way; or, if it ``goes_on``, those after it."""
     from accelerate import Accelerator
 
     from reducible.adapters.accelerate import SelectionLoader
@@ -56,8 +57,8 @@ def by_accelerate(
                              rule, keep=KEEP, seed=SEED, record=log)  # fmt: skip
     done = 0
     if goes_on:
-        accelerator.load_state(str(folder / "half"))
-        done = UPDATES // 2
+        accelerator.load_state(str(folder / "state"))
+        done = SAVED_AT
     while done < UPDATES:
         for chosen in loader:
             x, y = chosen.batch
@@ -65,8 +66,8 @@ def by_accelerate(
             optimizer.step()
             optimizer.zero_grad()
             done += 1
-            if done == UPDATES // 2 and not goes_on:
-                accelerator.save_state(str(folder / "half"))
+            if done == SAVED_AT:
+                accelerator.save_state(str(folder / "state"))
             if done == UPDATES:
                 break
     return accelerator.unwrap_model(model)

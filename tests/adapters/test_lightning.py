@@ -242,6 +242,24 @@ def test_figures_go_into_tensorboard(tmp_path: Path) -> None:
     assert {event.value for event in found} == {0.25}
 
 
+def test_labels_that_are_known_to_be_wrong_are_logged(tmp_path: Path) -> None:
+    module, told = Module(), list[dict[str, float]]()
+
+    class Logger(TensorBoardLogger):
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            told.append(metrics)
+
+    plain = DataLoader(DATA, batch_size=8, shuffle=True)
+    figures = rd.SelectionMetrics(corrupted=torch.arange(0, 256, 3))
+    loader = SelectionLoader(module, plain, "train_loss", keep=0.25, seed=3, record=figures)
+    settings = {"max_steps": 12, "log_every_n_steps": 4, "logger": Logger(str(tmp_path))}
+    _trainer(tmp_path, callbacks=[SelectionCallback(loader)], **settings).fit(module, loader)
+    by_hand, _ = _by_hand("train_loss", 12)
+    wrong = [sum(i % 3 == 0 for i in ids) / 8 for ids in by_hand.ids]
+    found = [line["selection/corrupted"] for line in told if "selection/score" in line]
+    assert found == pytest.approx([sum(wrong[n : n + 4]) / 4 for n in (0, 4, 8)])
+
+
 def test_a_plan_in_two_lines(tmp_path: Path) -> None:
     store = rd.IrreducibleLossStore.from_tensor(torch.linspace(0.1, 5.0, 256))
     data, floor = rd.WithIds(DATA), torch.tensor([0.05, 0.05])
