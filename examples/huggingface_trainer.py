@@ -36,11 +36,11 @@ def main() -> None:
     )  # fmt: skip
     trainer = SelectionTrainer(
         AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2),
-        TrainingArguments("runs/huggingface", per_device_train_batch_size=16, max_steps=50,
-                          learning_rate=2e-4, warmup_steps=10, logging_steps=25, report_to=[],
+        TrainingArguments("runs/huggingface", per_device_train_batch_size=16, max_steps=30,
+                          learning_rate=2e-4, warmup_steps=5, logging_steps=15, report_to=[],
                           use_cpu=True, save_strategy="no", disable_tqdm=True),
         train_dataset=train, eval_dataset=test, data_collator=pad, store=store,
-        selection=SelectionArguments(selector="rho", keep=0.25, scoring_precision="bfloat16"),
+        selection=SelectionArguments(selector="rho", keep=0.25),
         compute_metrics=lambda p: {"accuracy": (p.predictions.argmax(1) == p.label_ids).mean()},
     )  # fmt: skip
     trainer.train()

@@ -89,6 +89,7 @@ def test_tokens_of_completions_are_chosen(tmp_path: Path) -> None:
 
 
 def test_packs_made_by_the_collator_are_refused_with_the_cure(tmp_path: Path) -> None:
-    made, _ = _trainer(tmp_path, SelectionArguments("train_loss", keep=0.5), packing=True)
-    with pytest.raises(rd.DataError, match=r"it packs or flattens them.*Turn padding_free"):
-        made.train()
+    with pytest.raises(
+        rd.ConfigurationError, match=r"flattens examples.*packing_strategy='wrapped'"
+    ):
+        _trainer(tmp_path, SelectionArguments("train_loss", keep=0.5), packing=True)

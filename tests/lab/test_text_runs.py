@@ -77,8 +77,9 @@ def _picked(out: Path) -> list[list[int]]:
         ),
     ],
 )
-# A text made of twelve words comes more than once.
+# A text made of twelve words comes more than once, and little is to be learnt of them.
 @pytest.mark.filterwarnings("ignore:.*have an exact copy in another fold")
+@pytest.mark.filterwarnings("ignore:the mean irreducible loss")
 @pytest.mark.usefixtures("film")
 def test_rules_run_on_texts(
     selector: str, settings: dict[str, Any], scored: int | None, tmp_path: Path
@@ -148,6 +149,7 @@ def test_a_scorer_of_texts_learns_along(tmp_path: Path) -> None:
         ("train_loss", {"plan": "filter", "updates_per_scoring": 2, "precision": "bfloat16"}),
     ],
 )
+@pytest.mark.filterwarnings("ignore:the mean irreducible loss")
 @pytest.mark.usefixtures("film")
 def test_killed_and_resumed_equals_never_stopped(
     selector: str, settings: dict[str, Any], tmp_path: Path
