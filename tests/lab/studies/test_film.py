@@ -37,11 +37,13 @@ def little(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     measure.setting.cache_clear()
 
 
-def test_labels_are_flipped_where_models_learn_alone() -> None:
+def test_labels_are_flipped_where_models_learn_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"holdout": 600, "train": 1200, "validation": 100, "test": 100}
+    monkeypatch.setattr(measure, "SIZES", sizes)
     measure.setting.cache_clear()
     parts = measure.setting(3).parts
     measure.setting.cache_clear()
-    assert {name: len(rows) for name, rows in parts.items()} == measure.SIZES
+    assert {name: len(rows) for name, rows in parts.items()} == sizes
     g = torch.Generator().manual_seed(3)
     texts = sentences()
     truth = texts.targets[torch.randperm(len(texts), generator=g)]
@@ -52,8 +54,8 @@ def test_labels_are_flipped_where_models_learn_alone() -> None:
         wrong[name] = float((labels != truth[first : first + len(rows)]).float().mean())
         first += len(rows)
     assert wrong["validation"] == wrong["test"] == 0
-    assert wrong["train"] == pytest.approx(0.1, abs=0.02)
-    assert wrong["holdout"] == pytest.approx(0.1, abs=0.02)
+    assert wrong["train"] == pytest.approx(0.1, abs=0.03)
+    assert wrong["holdout"] == pytest.approx(0.1, abs=0.03)
 
 
 def test_what_comes_before_is_charged() -> None:
